@@ -1,0 +1,235 @@
+# Non-stop virtual machines for Xen. `make help` lists the targets, Config.mk the settings.
+
+include Config.mk
+
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.SECONDARY:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+# ---- Sources -------------------------------------------------------------------------------
+# A directory is a static library, the files with a main are not part of it.
+
+MAINS_libxc := tools/libxc/save-helper.c tools/libxc/sr-tool.c
+MAINS_libxl := tools/libxl/guest-helper.c
+MAINS_remus := tools/remus/colo-proxyd.c tools/remus/colo-shadowd.c
+SRC_libxc   := $(filter-out $(MAINS_libxc),$(sort $(wildcard tools/libxc/*.c)))
+SRC_libxl   := $(filter-out $(MAINS_libxl),$(sort $(wildcard tools/libxl/*.c)))
+SRC_remus   := $(filter-out $(MAINS_remus),$(sort $(wildcard tools/remus/*.c)))
+SRC_xl      := $(filter-out tools/xl/main.c,$(sort $(wildcard tools/xl/*.c)))
+LIBS        := xl libxl remus libxc
+LIB_SOURCES := $(foreach l,$(LIBS),$(SRC_$(l)))
+
+MAIN_xl                := tools/xl/main.c
+MAIN_colo-proxyd       := tools/remus/colo-proxyd.c
+MAIN_colo-shadowd      := tools/remus/colo-shadowd.c
+MAIN_remus-guest       := tools/libxl/guest-helper.c
+MAIN_remus-save-helper := tools/libxc/save-helper.c
+MAIN_remus-sr          := tools/libxc/sr-tool.c
+PROGRAMS := xl colo-proxyd colo-shadowd remus-guest remus-save-helper remus-sr
+# Scripts that stand beside the programs.
+SCRIPTS  := $(sort $(wildcard tools/libxl/remus-vif-script))
+# A program whose source is not there is not built.
+BUILT    := $(foreach p,$(PROGRAMS),$(if $(wildcard $(MAIN_$(p))),$(p)))
+
+UNIT     := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
+FUZZ     := $(patsubst tests/fuzz/%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
+BENCH    := $(patsubst tests/bench/%.c,%,$(sort $(wildcard tests/bench/bench_*.c)))
+SIM_SRC  := $(sort $(wildcard tests/sim/*.c))
+
+# ---- Three variants of every object: plain, with sanitizers, with the fuzzer's coverage ---------
+
+VARIANTS   := plain san fuzz
+CC_plain    = $(CC)
+CC_san      = $(CC)
+CC_fuzz     = $(CLANG)
+FLAGS_plain =
+FLAGS_san   = $(SAN)
+FLAGS_fuzz  = $(SAN) -fsanitize=fuzzer-no-link
+
+# The file changes when compiler or flags do; everything that was built with others is built again.
+define VARIANT
+$(O)/$(1)/flags: FORCE
+	@mkdir -p $$(@D)
+	@printf '%s\n' "$$(subst ",,$$(CC_$(1)) $$(CPPFLAGS) $$(CFLAGS_ALL) $$(FLAGS_$(1)) $$(LDFLAGS))" > $$@.new; \
+	if cmp -s $$@.new $$@; then rm -f $$@.new; else mv $$@.new $$@; fi
+
+$(O)/$(1)/%.o: %.c $(O)/$(1)/flags
+	@mkdir -p $$(@D)
+	$$(SAY) CC-$(1) $$<
+	$$(Q)$$(CC_$(1)) $$(CPPFLAGS) $$(CFLAGS_ALL) $$(FLAGS_$(1)) -MMD -MP -c -o $$@ $$<
+
+$(foreach l,$(LIBS),$(O)/$(1)/$(l).a): $(O)/$(1)/%.a:
+	@mkdir -p $$(@D)
+	$$(SAY) AR-$(1) $$@
+	@rm -f $$@
+	$$(Q)$$(AR) rcs $$@ $$(filter %.o,$$^)
+
+$(foreach l,$(LIBS),$(eval $(O)/$(1)/$(l).a: $(SRC_$(l):%.c=$(O)/$(1)/%.o) $(O)/$(1)/flags))
+ARCHIVES_$(1) := $(LIBS:%=$(O)/$(1)/%.a)
+LINK_$(1)      = -Wl,--start-group $$(ARCHIVES_$(1)) -Wl,--end-group
+endef
+
+# V=1 shows the commands.
+ifeq ($(V),1)
+SAY := @:
+Q   :=
+else
+SAY := @printf '  %-8s %s\n'
+Q   := @
+endif
+
+$(foreach v,$(VARIANTS),$(eval $(call VARIANT,$(v))))
+
+-include $(foreach v,$(VARIANTS),$(shell test -d $(O)/$(v) && find $(O)/$(v) -name '*.d'))
+
+# ---- Programs ------------------------------------------------------------------------------
+
+define PROGRAM
+$(O)/bin/$(1): $(MAIN_$(1):%.c=$(O)/plain/%.o) $(ARCHIVES_plain)
+	@mkdir -p $$(@D)
+	$$(SAY) LINK $$@
+	$$(Q)$$(CC) $$(CFLAGS_ALL) $$(LDFLAGS) -o $$@ $$< $$(LINK_plain) $$(LDLIBS)
+endef
+$(foreach p,$(PROGRAMS),$(eval $(call PROGRAM,$(p))))
+
+$(O)/bin/%-script: tools/libxl/%-script
+	@mkdir -p $(@D)
+	$(Q)$(INSTALL) -m 755 $< $@
+
+all: $(BUILT:%=$(O)/bin/%) $(SCRIPTS:tools/libxl/%=$(O)/bin/%) $(if $(SIM_SRC),$(O)/tests/sim/sim)
+
+# ---- Tests without a lab --------------------------------------------------------------------
+# A test links the libraries, or, when its first line is /* LINK: file.c file.c ... */, just those
+# sources: so it can put its own functions in the place of the Xen libraries'.
+
+link_line = $(shell sed -n '1s,^/\* LINK:\(.*\)\*/.*,\1,p' $(1))
+
+# $(1) directory, $(2) name, $(3) variant, $(4) compiler, $(5) flags for linking, $(6) libraries
+define TEST
+TEST_LINK_$(2) := $(call link_line,tests/$(1)/$(2).c)
+$(O)/tests/$(1)/$(2): $(O)/$(3)/tests/$(1)/$(2).o \
+		$$(if $$(TEST_LINK_$(2)),$$(TEST_LINK_$(2):%.c=$(O)/$(3)/%.o),$$(ARCHIVES_$(3)))
+	@mkdir -p $$(@D)
+	$$(SAY) LINK $$@
+	$$(Q)$(4) $$(CFLAGS_ALL) $$(LDFLAGS) $(5) -o $$@ $$(filter %.o,$$^) \
+		$$(if $$(TEST_LINK_$(2)),,$$(LINK_$(3))) $(6) $$(LDLIBS)
+endef
+$(foreach t,$(UNIT),$(eval $(call TEST,unit,$(t),san,$$(CC),$$(SAN),-lcmocka)))
+$(foreach t,$(FUZZ),$(eval $(call TEST,fuzz,$(t),fuzz,$$(CLANG),$$(SAN) -fsanitize=fuzzer)))
+$(foreach t,$(BENCH),$(eval $(call TEST,bench,$(t),plain,$$(CC),)))
+
+# The simulator: all of tests/sim/*.c in one program, with the plain libraries (it runs thousands of
+# seeds), or with the sources of the LINK line of its first file.
+SIM_LINK := $(if $(SIM_SRC),$(call link_line,$(firstword $(SIM_SRC))))
+$(O)/tests/sim/sim: $(SIM_SRC:%.c=$(O)/plain/%.o) \
+		$(if $(SIM_LINK),$(SIM_LINK:%.c=$(O)/plain/%.o),$(ARCHIVES_plain))
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(CFLAGS_ALL) $(LDFLAGS) -o $@ $(filter %.o,$^) \
+		$(if $(SIM_LINK),,$(LINK_plain)) $(LDLIBS)
+
+unit: $(UNIT:%=$(O)/tests/unit/%)
+fuzz-build: $(FUZZ:%=$(O)/tests/fuzz/%)
+bench-build: $(BENCH:%=$(O)/tests/bench/%)
+
+# ---- Checks ---------------------------------------------------------------------------------
+
+RESULTS := $(O)/results
+SUM      = tests/run-summary $(RESULTS)
+# Every stage runs and is counted, also after one has failed; the last line sums up.
+JOBS    ?= $(shell nproc)
+
+check-fast:
+	@rm -f $(RESULTS)
+	@$(MAKE) --no-print-directory stages-fast
+	@$(SUM) --total
+
+check: deps
+	@rm -f $(RESULTS)
+	@$(MAKE) --no-print-directory stages-fast
+	@$(MAKE) --no-print-directory stages-lab
+	@$(SUM) --total
+
+stages-fast:
+	@mkdir -p $(O)
+	@$(SUM) build-$(notdir $(GCC)) $(MAKE) --no-print-directory -k -j$(JOBS) CC=$(GCC) all unit
+	@$(SUM) build-$(notdir $(CLANG)) $(MAKE) --no-print-directory -k -j$(JOBS) CC=$(CLANG) \
+		O=$(O)/$(notdir $(CLANG)) all
+	@$(SUM) build-fuzz $(MAKE) --no-print-directory -k -j$(JOBS) fuzz-build
+	@$(SUM) style tests/style.sh
+	@$(foreach t,$(UNIT),$(SUM) $(t) $(O)/tests/unit/$(t);) :
+	@if [ -x tests/sim/check.sh ]; then BUILD=$(O) $(SUM) sim tests/sim/check.sh; fi
+	@$(foreach t,$(FUZZ),$(SUM) $(t) tests/fuzz-run $(O) $(t) $(FUZZ_SECONDS);) :
+
+stages-lab: all
+	@if [ -x tests/lab/run-all ]; then BUILD=$(O) $(SUM) lab tests/lab/run-all; \
+	else echo "tests/lab/run-all is not there: no lab tests"; fi
+
+fuzz: fuzz-build
+	@rm -f $(RESULTS)
+	@$(foreach t,$(FUZZ),$(SUM) $(t) tests/fuzz-run $(O) $(t) $(FUZZ_LONG_SECONDS);) :
+	@$(SUM) --total
+
+demo: deps all
+	@BUILD=$(O) tests/lab/demo
+
+bench: deps all bench-build
+	@BUILD=$(O) tests/bench/bench
+
+soak: deps all
+	@BUILD=$(O) tests/lab/soak
+
+# ---- What a machine needs ---------------------------------------------------------------------
+
+deps:
+	@tests/deps packages.txt $(wildcard tests/lab/packages.txt)
+
+# ---- Installation -----------------------------------------------------------------------------
+
+HELPERS := $(filter-out xl,$(BUILT)) $(notdir $(SCRIPTS))
+MANPAGES := $(sort $(wildcard docs/man/*.1))
+
+install: all
+	$(INSTALL) -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(INCDIR)/xen/public \
+		$(DESTDIR)$(MANDIR)/man1
+	$(INSTALL) -m 755 $(O)/bin/xl $(DESTDIR)$(SBINDIR)/xl
+	$(foreach p,$(HELPERS),$(INSTALL) -m 755 $(O)/bin/$(p) $(DESTDIR)$(LIBEXEC)/$(p) &&) :
+	$(INSTALL) -m 644 xen/include/public/remus.h $(DESTDIR)$(INCDIR)/xen/public/remus.h
+	$(foreach p,$(MANPAGES),$(INSTALL) -m 644 $(p) $(DESTDIR)$(MANDIR)/man1/$(notdir $(p)) &&) :
+
+uninstall:
+	rm -f $(DESTDIR)$(SBINDIR)/xl $(patsubst %,$(DESTDIR)$(LIBEXEC)/%,$(PROGRAMS) $(notdir $(SCRIPTS))) \
+		$(DESTDIR)$(INCDIR)/xen/public/remus.h \
+		$(patsubst docs/man/%,$(DESTDIR)$(MANDIR)/man1/%,$(MANPAGES))
+	-rmdir $(DESTDIR)$(LIBEXEC)
+
+# ---- The rest -----------------------------------------------------------------------------------
+
+# Leaves the lab's images, which take minutes to build; distclean removes them too.
+clean:
+	rm -rf $(VARIANTS:%=$(O)/%) $(O)/bin $(O)/tests $(O)/logs $(O)/results $(O)/$(notdir $(CLANG))
+
+distclean: clean
+	rm -rf $(O)
+
+format:
+	clang-format -i $(wildcard tools/xl/*.[ch] tools/libxl/*.[ch] tools/libxc/*.[ch] tools/remus/*.[ch])
+
+help:
+	@echo 'make               build $(O)/bin/{xl,...} (CC=gcc or clang, O=directory, V=1)'
+	@echo 'make demo          packages, build, two Xen hosts in the lab, failover under a client'
+	@echo 'make check         packages, check-fast and the lab tests; ends with a count'
+	@echo 'make check-fast    both compilers, unit tests with sanitizers, simulator, fuzz, style'
+	@echo 'make unit          build the unit tests ($(O)/tests/unit/)'
+	@echo 'make fuzz          each fuzz target for FUZZ_LONG_SECONDS ($(FUZZ_LONG_SECONDS))'
+	@echo 'make bench         figures against the distribution'"'"'s xl remus, in the lab'
+	@echo 'make soak          long run in the lab'
+	@echo 'make deps          apt-get install what is missing'
+	@echo 'make install       DESTDIR= PREFIX=$(PREFIX)'
+	@echo 'make clean         remove what was built, not the lab images (distclean: those too)'
+
+FORCE:
+.PHONY: all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench soak deps \
+	install uninstall clean distclean format help FORCE

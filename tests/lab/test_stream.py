@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""The saver and the reader of tools/libxc against the distribution's xl, with a guest that works."""
+
+import json
+import os
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+import labtest  # noqa: E402
+from labtest import check, deadline, equal, wait  # noqa: E402
+
+INSTALL = True
+
+REMUS = "/usr/local/lib/remus/"
+SAVER = REMUS + "remus-sr save "
+HELPER = "LIBXL_SAVE_HELPER=" + REMUS + "remus-save-helper "
+FILE = "/tmp/g1.xl"
+
+
+def working_guest(lab, vcpus=1, dirty=300):
+    """A guest whose client has a connection open and whose memory changes."""
+    guest = lab.guest("a", vcpus=vcpus)
+    guest.dirty(dirty)
+    client = lab.client(guest, long=100, udp=100, max_lost=200)
+    client.wait_answers(5)
+    return guest, client
+
+
+def goes_on(client):
+    """The client's one connection goes on, with the data that it had."""
+    client.wait_answers(5, timeout_s=90)
+    figures = client.stop_without_errors()
+    equal(figures["classes"]["long"]["connects"], 1, "connections made")
+
+
+def verify(lab):
+    """Xen's own verifier accepts the file; what it says."""
+    return lab.execute("a", "verify-stream-v2 -v -f xl -i " + FILE, timeout_s=120).stdout
+
+
+def save_by_hand(lab, options, file=FILE):
+    """remus-sr's figures of one save of g1 (the last one with --repeat)."""
+    out = lab.execute("a", SAVER + options + " $(xl domid g1) " + file, timeout_s=120).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def save_and_restore(lab, vcpus, save, restore):
+    guest, client = working_guest(lab, vcpus)
+    lab.execute("a", save, timeout_s=120)
+    check(guest.domid("a") is None, "the guest is still there after its save")
+    verify(lab)
+    lab.execute("a", restore + "; rm " + FILE, timeout_s=120)
+    goes_on(client)
+
+
+@deadline(150)
+def test_our_stream_of_a_live_guest_is_restored_by_the_distributions_xl(lab):
+    save_and_restore(lab, 1, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
+
+
+@deadline(150)
+def test_the_same_with_two_vcpus(lab):
+    save_and_restore(lab, 2, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
+
+
+@deadline(150)
+def test_a_file_of_the_distributions_xl_is_restored_by_our_reader(lab):
+    save_and_restore(lab, 2, "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
+
+
+@deadline(150)
+def test_xl_save_with_our_saver_is_restored_by_the_distributions_xl(lab):
+    save_and_restore(lab, 2, HELPER + "xl save g1 " + FILE, "xl restore " + FILE)
+
+
+@deadline(150)
+def test_our_saver_and_our_reader_understand_each_other(lab):
+    save_and_restore(lab, 1, HELPER + "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
+
+
+@deadline(180)
+def test_xl_migrates_with_our_saver_and_back_with_our_reader(lab):
+    guest, client = working_guest(lab)
+    lab.execute("a", HELPER + "xl migrate g1 b", timeout_s=120)
+    check(guest.domid("a") is None and guest.domid("b") is not None, "the guest is not on b")
+    client.wait_answers(5, timeout_s=60)
+    lab.execute("b", ["xl", "migrate", "-s", "", "g1",
+                      "ssh a env " + HELPER + "xl migrate-receive"], timeout_s=120)
+    check(guest.domid("a") is not None and guest.domid("b") is None, "the guest is not on a")
+    goes_on(client)
+
+
+@deadline(150)
+def test_a_guest_works_on_while_it_is_saved_again_and_again(lab):
+    guest, client = working_guest(lab, 2)
+    domid = guest.domid("a")
+    figures = save_by_hand(lab, "--live --resume --repeat=4")
+    check(figures["pages"] > 32000, "only %d pages" % figures["pages"])
+    check(figures["stopped_ms"] < figures["seconds"] * 1000 / 2, "stopped for most of it")
+    check("HVM params" in verify(lab), "the file is not complete")
+    save_by_hand(lab, "--resume")
+    equal(guest.domid("a"), domid, "domain id")
+    goes_on(client)
+
+
+@deadline(120)
+def test_a_save_that_fails_leaves_the_guest_at_work(lab):
+    guest, client = working_guest(lab)
+    for options in ("", "--resume ", "--live ", "--live --resume "):
+        result = lab.execute("a", SAVER + options + "$(xl domid g1) /dev/full", check=False)
+        equal(result.returncode, 1, "status of a save to /dev/full")
+        check("No space left" in result.stderr, "it says " + result.stderr)
+        client.wait_answers(3)
+    result = lab.execute("a", HELPER + "xl save g1 /dev/full", check=False)
+    check(result.returncode != 0, "xl save to /dev/full with our saver says that it worked")
+    check(guest.domid("a") is not None, "the guest is gone")
+    goes_on(client)
+
+
+@deadline(150)
+def test_our_reader_refuses_damaged_files_with_a_reason(lab):
+    lab.guest("a")
+    save_by_hand(lab, "--resume")
+    # 24 bytes of outer stream, 40 of headers, then the CPUID policy's record header.
+    lab.execute("a", """set -e
+        begin=$(grep -obUaP -m1 'LibxlFmt' %(f)s | head -n 1 | cut -d: -f1)
+        cp %(f)s %(f)s.type; cp %(f)s %(f)s.length
+        printf '\\033' | dd of=%(f)s.type bs=1 seek=$((begin + 64)) conv=notrunc status=none
+        printf '\\377' | dd of=%(f)s.length bs=1 seek=$((begin + 71)) conv=notrunc status=none
+        head -c 50000000 %(f)s >%(f)s.short""" % {"f": FILE})
+    for damage, reason in (("type", "unknown mandatory type"), ("length", "the limit is"),
+                           ("short", "cannot be read")):
+        result = lab.execute("a", "sed -i 's/\"name\": \"g1\"/\"name\": \"g2\"/' %s.%s; "
+                             % (FILE, damage) + HELPER + "xl restore -e %s.%s" % (FILE, damage),
+                             check=False, timeout_s=120)
+        check(result.returncode != 0, "a file with a damaged %s is restored" % damage)
+        check(reason in result.stderr, "%s: it says %s" % (damage, result.stderr))
+        wait(lambda: lab.execute("a", "xl domid g2", check=False).returncode != 0, 20,
+             "nothing is left of the guest that was not restored")
+    lab.execute("a", "rm %s*" % FILE)
+
+
+@deadline(200)
+def test_our_saver_is_faster_than_the_distributions(lab):
+    """Pages per second to /dev/null, best of three in turn; xl against xl, and remus-sr."""
+    lab.guest("a")
+    xl = "s=$(date +%s%N); xl save -c g1 /dev/null 2>/dev/null; e=$(date +%s%N); echo $((e - s))"
+    pages, seconds = 0, {"stock": [], "ours": [], "by hand": []}
+    for _ in range(3):
+        figures = save_by_hand(lab, "--resume", "/dev/null")
+        pages = figures["pages"]
+        seconds["by hand"].append(figures["seconds"])
+        seconds["stock"].append(int(lab.execute("a", xl).stdout) / 1e9)
+        seconds["ours"].append(int(lab.execute("a", "export " + HELPER + "; " + xl).stdout) / 1e9)
+    rates = {name: pages / min(values) for name, values in seconds.items()}
+    with open(os.path.join(lab.directory, "figures.json"), "w") as f:
+        json.dump({"pages": pages, "seconds": seconds, "pages_per_second": rates}, f)
+    print("# " + ", ".join("%s %.0f pages/s" % item for item in sorted(rates.items())))
+    check(rates["ours"] > rates["stock"], "xl save is slower with our saver: %s" % rates)
+    check(rates["by hand"] > rates["stock"], "remus-sr is slower: %s" % rates)
+
+
+if __name__ == "__main__":
+    sys.exit(labtest.main(sys.argv[1:], os.path.realpath(__file__)))

@@ -1,0 +1,485 @@
+/*
+ * remus_guest.c: xenstore and process side of a guest under protection.
+ */
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tools/libxl/remus_guest.h"
+
+#include <xen/sched.h>
+
+#define PATH_BYTES 256
+#define FRONTENDS_BYTES_MAX 65536u
+#define STATE_CONNECTED "4"
+
+static char *read_node(struct xs_handle *xs, const char *path)
+{
+    unsigned int length;
+
+    return xs_read(xs, XBT_NULL, path, &length);
+}
+
+static int read_u32(struct xs_handle *xs, const char *base, const char *node, uint32_t *value)
+{
+    char path[PATH_BYTES], *text, *end;
+    unsigned long n;
+    int rc = 0;
+
+    snprintf(path, sizeof(path), "%s/%s", base, node);
+    text = read_node(xs, path);
+    if (!text)
+        return -errno;
+    errno = 0;
+    n = strtoul(text, &end, 10);
+    if (errno || end == text || *end || n > UINT32_MAX)
+        rc = -EBADMSG;
+    else
+        *value = (uint32_t)n;
+    free(text);
+    return rc;
+}
+
+static uint32_t read_flag(struct xs_handle *xs, const char *base, const char *node)
+{
+    uint32_t value = 0;
+
+    return read_u32(xs, base, node, &value) == 0 && value != 0;
+}
+
+static int read_vif(struct xs_handle *xs, uint32_t domid, unsigned int index,
+                    struct remus_vif *vif)
+{
+    char base[PATH_BYTES], ring[PATH_BYTES + 16], path[PATH_BYTES + 16], *text;
+    struct ctl_attach *a = &vif->attach;
+    unsigned int m[6], i;
+    int rc;
+
+    memset(vif, 0, sizeof(*vif));
+    a->domid = domid;
+    a->vif = index;
+    snprintf(vif->netdev, sizeof(vif->netdev), "vif%u.%u", domid, index);
+    snprintf(base, sizeof(base), "/local/domain/%u/device/vif/%u", domid, index);
+
+    /* One queue: its nodes stand in the device's directory or in queue-0. */
+    snprintf(ring, sizeof(ring), "%s/queue-0", base);
+    if (read_u32(xs, ring, "tx-ring-ref", &a->tx_ref))
+        snprintf(ring, sizeof(ring), "%s", base);
+    rc = read_u32(xs, ring, "tx-ring-ref", &a->tx_ref);
+    if (!rc)
+        rc = read_u32(xs, ring, "rx-ring-ref", &a->rx_ref);
+    if (!rc) {
+        rc = read_u32(xs, ring, "event-channel-tx", &a->tx_port);
+        if (!rc) {
+            rc = read_u32(xs, ring, "event-channel-rx", &a->rx_port);
+        } else {
+            rc = read_u32(xs, ring, "event-channel", &a->tx_port);
+            a->rx_port = a->tx_port;
+        }
+    }
+    if (rc)
+        return rc;
+    a->rx_copy = read_flag(xs, base, "request-rx-copy");
+    a->sg = read_flag(xs, base, "feature-sg");
+    a->gso4 = read_flag(xs, base, "feature-gso-tcpv4");
+    a->gso6 = read_flag(xs, base, "feature-gso-tcpv6");
+    a->csum6_offload = read_flag(xs, base, "feature-ipv6-csum-offload");
+
+    snprintf(path, sizeof(path), "%s/mac", base);
+    text = read_node(xs, path);
+    if (text && sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &m[0], &m[1], &m[2], &m[3], &m[4],
+                       &m[5]) == 6)
+        for (i = 0; i < 6; i++)
+            a->mac[i] = (uint8_t)m[i];
+    free(text);
+    snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u/%u/bridge", domid, index);
+    text = read_node(xs, path);
+    if (text)
+        snprintf(vif->bridge, sizeof(vif->bridge), "%s", text);
+    free(text);
+    return 0;
+}
+
+static int compare_index(const void *a, const void *b)
+{
+    unsigned int x = *(const unsigned int *)a, y = *(const unsigned int *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* Indices of the guest's vifs, ascending. */
+static int list_vifs(struct xs_handle *xs, uint32_t domid, unsigned int *index,
+                     unsigned int *count)
+{
+    char path[PATH_BYTES], **names;
+    unsigned int n = 0, i;
+
+    *count = 0;
+    snprintf(path, sizeof(path), "/local/domain/%u/device/vif", domid);
+    names = xs_directory(xs, XBT_NULL, path, &n);
+    if (!names)
+        return errno == ENOENT ? 0 : -errno;
+    if (n > REMUS_VIFS_MAX) {
+        free(names);
+        return -E2BIG;
+    }
+    for (i = 0; i < n; i++)
+        index[i] = (unsigned int)strtoul(names[i], NULL, 10);
+    free(names);
+    qsort(index, n, sizeof(*index), compare_index);
+    *count = n;
+    return 0;
+}
+
+int remus_guest_vifs(struct xs_handle *xs, uint32_t domid, struct remus_vif *vifs,
+                     unsigned int *count)
+{
+    unsigned int index[REMUS_VIFS_MAX], i;
+    int rc = list_vifs(xs, domid, index, count);
+
+    for (i = 0; !rc && i < *count; i++)
+        rc = read_vif(xs, domid, index[i], &vifs[i]);
+    return rc;
+}
+
+/* ---- Frontends' nodes ---- */
+
+/* Names a backend reads when it connects; everything else belongs to the domain. */
+static bool is_frontend_node(const char *name)
+{
+    static const char *const names[] = {
+        "tx-ring-ref", "rx-ring-ref", "event-channel", "event-channel-tx", "event-channel-rx",
+        "request-rx-copy", "multi-queue-num-queues", "state", "xdp-headroom",
+    };
+    unsigned int i;
+
+    if (!strncmp(name, "feature-", 8))
+        return strlen(name) < 48 && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") ==
+               strlen(name);
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(name, names[i]))
+            return true;
+    return false;
+}
+
+static int append(char **text, uint32_t *bytes, const char *string)
+{
+    size_t length = strlen(string) + 1;
+    char *grown;
+
+    if (*bytes + length > FRONTENDS_BYTES_MAX)
+        return -E2BIG;
+    grown = realloc(*text, *bytes + length);
+    if (!grown)
+        return -ENOMEM;
+    memcpy(grown + *bytes, string, length);
+    *text = grown;
+    *bytes += (uint32_t)length;
+    return 0;
+}
+
+static int read_directory(struct xs_handle *xs, uint32_t domid, const char *relative,
+                          char **text, uint32_t *bytes, bool queues)
+{
+    char path[PATH_BYTES], node[PATH_BYTES], **names;
+    unsigned int n = 0, i;
+    int rc = 0;
+
+    snprintf(path, sizeof(path), "/local/domain/%u/%s", domid, relative);
+    names = xs_directory(xs, XBT_NULL, path, &n);
+    if (!names)
+        return -errno;
+    for (i = 0; !rc && i < n; i++) {
+        char *value;
+
+        snprintf(node, sizeof(node), "%.150s/%.60s", relative, names[i]);
+        if (queues && !strncmp(names[i], "queue-", 6)) {
+            rc = read_directory(xs, domid, node, text, bytes, false);
+            continue;
+        }
+        if (!is_frontend_node(names[i]))
+            continue;
+        snprintf(path, sizeof(path), "/local/domain/%u/%.220s", domid, node);
+        value = read_node(xs, path);
+        if (!value)
+            continue;
+        rc = append(text, bytes, node);
+        if (!rc)
+            rc = append(text, bytes, value);
+        free(value);
+    }
+    free(names);
+    return rc;
+}
+
+int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, char **text,
+                               uint32_t *bytes)
+{
+    unsigned int index[REMUS_VIFS_MAX], count, i;
+    int rc = list_vifs(xs, domid, index, &count);
+
+    *text = NULL;
+    *bytes = 0;
+    for (i = 0; !rc && i < count; i++) {
+        char relative[32];
+
+        snprintf(relative, sizeof(relative), "device/vif/%u", index[i]);
+        rc = read_directory(xs, domid, relative, text, bytes, true);
+    }
+    if (rc) {
+        free(*text);
+        *text = NULL;
+    }
+    return rc;
+}
+
+/* device/vif/N/name or device/vif/N/queue-M/name; *vif is N. */
+static bool parse_frontend_path(const char *path, unsigned int *vif)
+{
+    unsigned long number;
+    char *end;
+
+    if (strncmp(path, "device/vif/", 11) || !isdigit((unsigned char)path[11]))
+        return false;
+    number = strtoul(path + 11, &end, 10);
+    if (number > 1024 || *end != '/')
+        return false;
+    *vif = (unsigned int)number;
+    path = end + 1;
+    if (!strncmp(path, "queue-", 6) && isdigit((unsigned char)path[6])) {
+        strtoul(path + 6, &end, 10);
+        if (*end != '/')
+            return false;
+        path = end + 1;
+    }
+    return is_frontend_node(path);
+}
+
+int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char *text,
+                                uint32_t bytes)
+{
+    uint32_t at = 0;
+
+    while (at < bytes) {
+        const char *path = text + at, *value;
+        const char *end = memchr(path, 0, bytes - at);
+        char full[PATH_BYTES], backend[PATH_BYTES];
+        unsigned int vif;
+
+        if (!end)
+            return -EBADMSG;
+        at += (uint32_t)(end - path) + 1;
+        value = text + at;
+        end = at < bytes ? memchr(value, 0, bytes - at) : NULL;
+        if (!end || end - value > 64 || !parse_frontend_path(path, &vif))
+            return -EBADMSG;
+        at += (uint32_t)(end - value) + 1;
+
+        /* The backend's state first: the frontend's watch must find it connected. */
+        snprintf(backend, sizeof(backend), "/local/domain/0/backend/vif/%u/%u/state", domid, vif);
+        if (strlen(path) > 6 && !strcmp(path + strlen(path) - 6, "/state") &&
+            !xs_write(xs, XBT_NULL, backend, STATE_CONNECTED, 1))
+            return -errno;
+        snprintf(full, sizeof(full), "/local/domain/%u/%.200s", domid, path);
+        if (!xs_write(xs, XBT_NULL, full, value, (unsigned int)(end - value)))
+            return -errno;
+    }
+    return 0;
+}
+
+/* ---- Suspending ---- */
+
+int remus_guest_suspend_ask(struct xs_handle *xs, uint32_t domid)
+{
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", domid);
+    return xs_write(xs, XBT_NULL, path, "suspend", 7) ? 0 : -errno;
+}
+
+int remus_guest_suspend_withdraw(struct xs_handle *xs, uint32_t domid)
+{
+    char path[PATH_BYTES], *text;
+    unsigned int length;
+    int tries;
+
+    snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", domid);
+    for (tries = 0; tries < 5; tries++) {
+        xs_transaction_t t = xs_transaction_start(xs);
+        bool pending;
+
+        if (t == XBT_NULL)
+            return -errno;
+        text = xs_read(xs, t, path, &length);
+        pending = text && !strcmp(text, "suspend");
+        free(text);
+        if (pending && !xs_write(xs, t, path, "", 0)) {
+            int rc = -errno;
+
+            xs_transaction_end(xs, t, true);
+            return rc;
+        }
+        if (xs_transaction_end(xs, t, !pending))
+            return 0;
+        if (errno != EAGAIN)
+            return -errno;
+    }
+    return -EAGAIN;
+}
+
+int remus_guest_resumed(struct xs_handle *xs, uint32_t domid)
+{
+    return xs_resume_domain(xs, domid) ? 0 : -errno;
+}
+
+enum remus_guest_run remus_guest_state(xc_interface *xch, uint32_t domid, uint32_t *reason)
+{
+    xc_dominfo_t info;
+
+    *reason = ~0u;
+    if (xc_domain_getinfo(xch, domid, 1, &info) != 1 || info.domid != domid || info.dying)
+        return REMUS_GUEST_ENDED;
+    if (!info.shutdown)
+        return REMUS_GUEST_RUNS;
+    *reason = info.shutdown_reason;
+    return info.shutdown_reason == SHUTDOWN_suspend ? REMUS_GUEST_SUSPENDED : REMUS_GUEST_ENDED;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int timeout_ms,
+                             const volatile int *cancelled)
+{
+    struct xs_handle *xs = xs_open(0);
+    uint64_t deadline = now_ms() + timeout_ms;
+    uint32_t reason;
+    int rc;
+
+    if (!xs)
+        return -errno;
+    rc = xs_watch(xs, "@releaseDomain", "suspend") ? remus_guest_suspend_ask(xs, domid) : -errno;
+    while (!rc) {
+        struct pollfd p = { .fd = xs_fileno(xs), .events = POLLIN };
+        enum remus_guest_run run = remus_guest_state(xch, domid, &reason);
+
+        if (run == REMUS_GUEST_SUSPENDED)
+            break;
+        if (run == REMUS_GUEST_ENDED)
+            rc = -ESHUTDOWN;
+        else if (cancelled && *cancelled)
+            rc = -ECANCELED;
+        else if (now_ms() >= deadline)
+            rc = -ETIMEDOUT;
+        else if (poll(&p, 1, 200) > 0)
+            free(xs_check_watch(xs));
+    }
+    if (rc == -ECANCELED || rc == -ETIMEDOUT)
+        remus_guest_suspend_withdraw(xs, domid);
+    xs_close(xs);
+    return rc;
+}
+
+/* ---- Backends and processes ---- */
+
+int remus_guest_vif_unbind(uint32_t domid, unsigned int vif)
+{
+    char name[32];
+    int fd, rc = 0;
+
+    fd = open("/sys/bus/xen-backend/drivers/vif/unbind", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : -errno;
+    snprintf(name, sizeof(name), "vif-%u-%u", domid, vif);
+    if (write(fd, name, strlen(name)) < 0 && errno != ENODEV)
+        rc = -errno;
+    close(fd);
+    return rc;
+}
+
+/* Whether the process is an xl that writes this guest's log, which only its minder does. */
+static bool is_minder(pid_t pid, const char *log_path)
+{
+    char path[PATH_BYTES], target[PATH_BYTES];
+    unsigned int fd;
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+    n = readlink(path, target, sizeof(target) - 1);
+    if (n <= 0)
+        return false;
+    target[n] = 0;
+    if (!strstr(target, "/xl"))
+        return false;
+    for (fd = 1; fd <= 2; fd++) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%u", (int)pid, fd);
+        n = readlink(path, target, sizeof(target) - 1);
+        if (n <= 0)
+            continue;
+        target[n] = 0;
+        if (!strcmp(target, log_path))
+            return true;
+    }
+    return false;
+}
+
+void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count)
+{
+    char log_path[PATH_BYTES];
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+
+    *count = 0;
+    if (!proc)
+        return;
+    snprintf(log_path, sizeof(log_path), "/var/log/xen/xl-%s.log", name);
+    while ((entry = readdir(proc)) && *count < REMUS_XL_PIDS_MAX) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+
+        if (pid > 0 && pid != getpid() && is_minder(pid, log_path) && !kill(pid, SIGSTOP))
+            pids[(*count)++] = pid;
+    }
+    closedir(proc);
+}
+
+void remus_guest_xl_continue(const pid_t *pids, unsigned int count)
+{
+    while (count--)
+        kill(pids[count], SIGCONT);
+}
+
+void remus_guest_publish(struct xs_handle *xs, uint32_t domid, const char *node,
+                         const char *value)
+{
+    struct xs_permissions none = { .id = 0, .perms = XS_PERM_NONE };
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE, domid);
+    if (!xs_write(xs, XBT_NULL, path, "", 0))
+        return;
+    xs_set_permissions(xs, XBT_NULL, path, &none, 1);
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/%.64s", domid, node);
+    if (xs_write(xs, XBT_NULL, path, value, (unsigned int)strlen(value)))
+        xs_set_permissions(xs, XBT_NULL, path, &none, 1);
+}
+
+void remus_guest_unpublish(struct xs_handle *xs, uint32_t domid)
+{
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE, domid);
+    xs_rm(xs, XBT_NULL, path);
+}

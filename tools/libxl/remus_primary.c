@@ -1,0 +1,866 @@
+/*
+ * remus_primary.c: the coordinator on the host where the guest runs.
+ *
+ * Carries out what the core decides.  What must hold whatever fails: the guest runs when this
+ * returns (unless arbitration denied it), no rule, mapping, log-dirty mode or held packet is left
+ * behind, and its minder (the process of `xl create`) goes on.
+ *
+ * The initial copy runs in a thread with handles of its own, because it is one long blocking
+ * walk over guest memory; its bytes come to the loop through a pipe, which is also the back-pressure.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tools/libxl/remus_run.h"
+#include "tools/remus/nftrules.h"
+
+#define COPY_SUSPEND_MS     30000u
+#define COPY_PASSES         5u
+#define COPY_STOP_PAGES     256u
+#define COPY_PIPE_BYTES     (1 << 20)
+#define COPY_CHUNK          (256u << 10)
+#define DRAIN_SPINS         40u
+#define QUEUE_BASE          1000u   /* NFQUEUE numbers: QUEUE_BASE + 2 * (domid * vifs + index) */
+#define EPOCH_AHEAD         (4u << 20)
+#define CONTROL_MS          5000
+
+struct primary {
+    struct remus_run run;
+    struct xc_sr_cache *cache;
+    struct xc_sr_primary *sr;
+    struct xc_sr_epoch epoch;
+    struct remus_vif vifs[REMUS_VIFS_MAX];
+    unsigned int vif_count;
+    char *frontends;
+    uint32_t frontends_bytes;
+    pid_t minders[REMUS_XL_PIDS_MAX];
+    unsigned int minder_count;
+    bool rules_in;
+
+    /* initial copy */
+    pthread_t thread;
+    bool thread_running;
+    volatile int copy_cancelled;
+    int copy_pipe[2];
+    uv_pipe_t copy_out;
+    uv_async_t copy_done;
+    bool copy_open, copy_paused;
+    uint8_t *copy_buffer;
+    struct xc_sr_progress copy_progress;    /* written by the thread, read for display only */
+    struct xc_sr_save_result copy_result;
+    int copy_rc;
+    uint64_t copy_began_us, copy_bytes;
+
+    /* checkpoint */
+    bool suspend_asked, suspended;
+    uint64_t suspended_us, sent_us, acked_us;
+    struct remus_epoch_encoder encoder;
+    bool sending;
+    uint64_t frontends_read_us;
+    uv_timer_t drain_timer;
+    bool drain_timer_open;
+};
+
+static struct primary *self(struct remus_run *r)
+{
+    return r->side;
+}
+
+/* ---- Initial copy ------------------------------------------------------------------------- */
+
+static int copy_write(void *arg, const void *data, size_t length)
+{
+    struct primary *p = arg;
+
+    while (length) {
+        ssize_t n;
+
+        if (p->copy_cancelled)
+            return -ECANCELED;
+        n = write(p->copy_pipe[1], data, length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        data = (const uint8_t *)data + n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+struct copy_handles {
+    struct primary *p;
+    struct xc_sr_handles h;
+};
+
+static int copy_write_op(void *arg, const void *data, size_t length)
+{
+    return copy_write(((struct copy_handles *)arg)->p, data, length);
+}
+
+static int copy_suspend(void *arg)
+{
+    struct copy_handles *c = arg;
+
+    return remus_guest_suspend_wait(c->h.xch, c->h.domid, COPY_SUSPEND_MS,
+                                    &c->p->copy_cancelled);
+}
+
+static int copy_resume(void *arg)
+{
+    struct copy_handles *c = arg;
+
+    int rc = xc_sr_resume(&c->h);
+    struct xs_handle *xs = xs_open(0);  /* libxenstore's handles belong to one thread */
+
+    if (xs) {
+        remus_guest_resumed(xs, c->h.domid);
+        xs_close(xs);
+    }
+    return rc;
+}
+
+static void copy_progress(void *arg, const struct xc_sr_progress *progress)
+{
+    ((struct copy_handles *)arg)->p->copy_progress = *progress;
+}
+
+static void *copy_thread(void *arg)
+{
+    struct primary *p = arg;
+    struct copy_handles c = { .p = p };
+    static const struct xc_sr_save_ops ops = {
+        .write = copy_write_op, .suspend = copy_suspend, .resume = copy_resume,
+        .progress = copy_progress,
+    };
+    struct xc_sr_save_params params = {
+        .max_passes = COPY_PASSES, .stop_pages = COPY_STOP_PAGES, .keep_log_dirty = true,
+    };
+    struct xc_sr_cache *cache = NULL;
+    int rc = -ENOMEM;
+
+    c.h = p->run.h;
+    c.h.xch = xc_interface_open(NULL, NULL, 0);
+    c.h.fmem = xenforeignmemory_open(NULL, 0);
+    if (c.h.xch && c.h.fmem)
+        rc = xc_sr_cache_new(&cache, &c.h, p->run.p->cache_pages ? p->run.p->cache_pages
+                             : UINT64_MAX);
+    params.cache = cache;
+    if (!rc)
+        rc = xc_sr_save(&c.h, &params, &ops, &c, &p->copy_result);
+    xc_sr_cache_free(cache);
+    if (c.h.fmem)
+        xenforeignmemory_close(c.h.fmem);
+    if (c.h.xch)
+        xc_interface_close(c.h.xch);
+    p->copy_rc = rc;
+    close(p->copy_pipe[1]);
+    p->copy_pipe[1] = -1;
+    return NULL;
+}
+
+static void copy_close(struct primary *p)
+{
+    p->copy_cancelled = 1;
+    if (p->copy_open) {
+        uv_read_stop((uv_stream_t *)&p->copy_out);
+        uv_close((uv_handle_t *)&p->copy_out, NULL);    /* a writer gets EPIPE */
+        p->copy_open = false;
+    }
+    if (p->thread_running) {
+        pthread_join(p->thread, NULL);
+        p->thread_running = false;
+    }
+}
+
+static void on_copy_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    struct primary *p = handle->data;
+
+    (void)suggested;
+    *buf = uv_buf_init((char *)p->copy_buffer, COPY_CHUNK);
+}
+
+static int open_checkpoints(struct primary *p);
+
+static void on_copy_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct primary *p = stream->data;
+    struct remus_run *r = &p->run;
+    uint64_t total;
+    int rc;
+
+    if (n == 0)
+        return;
+    if (n > 0) {
+        p->copy_bytes += (uint64_t)n;
+        remus_run_send(r, REMUS_FRAME_STREAM, 0, buf->base, (uint32_t)n);
+        if (remus_run_link_full(r)) {
+            p->copy_paused = true;
+            uv_read_stop(stream);
+        }
+        return;
+    }
+    copy_close(p);
+    if (p->copy_rc) {
+        remus_run_post(r, p->copy_rc == -ESHUTDOWN ? RE_GUEST_ENDED : RE_FAILED, 0,
+                       p->copy_rc == -ESHUTDOWN ? ~0u : (uint64_t)(int64_t)p->copy_rc,
+                       "the initial copy failed: %s", strerror(-p->copy_rc));
+        return;
+    }
+    rc = open_checkpoints(p);
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
+                       "cannot prepare checkpoints: %s", strerror(-rc));
+        return;
+    }
+    total = p->copy_bytes;
+    remus_run_send(r, REMUS_FRAME_STREAM_END, 0, &total, sizeof(total));
+    r->status.copy_ms = (remus_run_now_us() - p->copy_began_us) / 1000;
+    remus_run_log(r, XC_SR_INFO, "initial copy: %lu pages in %lu passes, %lu ms, guest stopped "
+                  "for %lu us", (unsigned long)p->copy_result.pages_sent,
+                  (unsigned long)p->copy_result.passes, (unsigned long)r->status.copy_ms,
+                  (unsigned long)p->copy_result.suspended_us);
+    remus_run_post(r, RE_COPY_DONE, 0, 0, NULL);
+}
+
+static int send_config(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    char domid[16], *args[] = { "remus-guest", "config", domid, NULL };
+    char *text = malloc(REMUS_FRAME_MAX);
+    int rc, head;
+
+    if (!text)
+        return -ENOMEM;
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    head = snprintf(text, REMUS_FRAME_MAX, "%s %s\n", domid, r->name);
+    rc = remus_run_command(r, args, NULL, 0, text + head, REMUS_FRAME_MAX - (size_t)head);
+    if (rc == 0)
+        remus_run_send(r, REMUS_FRAME_CONFIG, 0, text, (uint32_t)strlen(text));
+    else
+        rc = -EIO;
+    free(text);
+    return rc;
+}
+
+static void start_copy(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    int rc = send_config(p);
+
+    p->copy_began_us = remus_run_now_us();
+    if (!rc && pipe2(p->copy_pipe, O_CLOEXEC))
+        rc = -errno;
+    if (!rc) {
+        fcntl(p->copy_pipe[0], F_SETPIPE_SZ, COPY_PIPE_BYTES);
+        uv_pipe_init(&r->loop, &p->copy_out, 0);
+        p->copy_out.data = p;
+        rc = uv_pipe_open(&p->copy_out, p->copy_pipe[0]);
+        p->copy_open = true;
+    }
+    if (!rc)
+        rc = -pthread_create(&p->thread, NULL, copy_thread, p);
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
+                       "cannot begin the initial copy: %s", strerror(-rc));
+        return;
+    }
+    p->thread_running = true;
+    uv_read_start((uv_stream_t *)&p->copy_out, on_copy_room, on_copy_read);
+}
+
+/* ---- Checkpoints --------------------------------------------------------------------------- */
+
+static int read_frontends(struct primary *p)
+{
+    char *text;
+    uint32_t bytes;
+    int rc = remus_guest_frontends_read(p->run.xs, p->run.h.domid, &text, &bytes);
+
+    if (rc)
+        return rc;
+    free(p->frontends);
+    p->frontends = text;
+    p->frontends_bytes = bytes;
+    p->frontends_read_us = remus_run_now_us();
+    return 0;
+}
+
+static int open_checkpoints(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    struct xc_sr_primary_params params = { .verify = r->p->verify };
+    uint32_t refs[2 * REMUS_VIFS_MAX];
+    unsigned int i;
+    int rc;
+
+    rc = xc_sr_cache_new(&p->cache, &r->h, r->p->cache_pages ? r->p->cache_pages : UINT64_MAX);
+    if (rc)
+        return rc;
+    params.cache = p->cache;
+    rc = xc_sr_primary_open(&p->sr, &r->h, &params);
+    if (rc)
+        return rc;
+    for (i = 0; i < p->vif_count; i++) {
+        refs[2 * i] = p->vifs[i].attach.tx_ref;
+        refs[2 * i + 1] = p->vifs[i].attach.rx_ref;
+    }
+    rc = xc_sr_primary_rings(p->sr, refs, 2 * p->vif_count);
+    return rc ? rc : read_frontends(p);
+}
+
+/* Looks at the guest after every shutdown event of any domain. */
+static void look_at_guest(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    uint32_t reason;
+
+    if (p->thread_running)
+        return;                 /* the copy thread waits for its own suspend */
+    switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
+    case REMUS_GUEST_RUNS:
+        break;
+    case REMUS_GUEST_SUSPENDED:
+        if (!p->suspended) {
+            p->suspended = true;
+            p->suspended_us = remus_run_now_us();
+            remus_run_post(r, RE_SUSPENDED, 0, 0, NULL);
+        }
+        break;
+    case REMUS_GUEST_ENDED:
+        remus_run_post(r, RE_GUEST_ENDED, 0, reason, "the guest ended by itself");
+        break;
+    }
+}
+
+/* Queue of the guest's output on interface i; its input has the next. */
+static uint16_t queue_number(const struct primary *p, unsigned int i)
+{
+    return (uint16_t)(QUEUE_BASE + 2 * (p->run.h.domid * REMUS_VIFS_MAX + i));
+}
+
+static int rules_install(struct primary *p)
+{
+    char error[200] = "";
+    unsigned int i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < p->vif_count; i++)
+        rc = remus_nft_protect(p->vifs[i].netdev, queue_number(p, i),
+                               (uint16_t)(queue_number(p, i) + 1), error, sizeof(error));
+    if (rc)
+        remus_run_log(&p->run, XC_SR_ERROR, "%s", error);
+    p->rules_in = true;         /* also when only some are */
+    return rc;
+}
+
+static void rules_remove(struct primary *p)
+{
+    unsigned int i;
+
+    if (!p->rules_in)
+        return;
+    for (i = 0; i < p->vif_count; i++) {
+        char error[200] = "";
+
+        if (remus_nft_unprotect(p->vifs[i].netdev, error, sizeof(error)))
+            remus_run_log(&p->run, XC_SR_ERROR, "the rules of %s stay: %s; to remove them: "
+                          "nft delete table bridge remus", p->vifs[i].netdev, error);
+    }
+    p->rules_in = false;
+}
+
+static void stop_input(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    int rc = 0;
+
+    if (!p->rules_in)
+        rc = rules_install(p);
+    if (!rc)
+        rc = ctl_say(r->daemon.fd, CTL_INPUT_STOP, 0, r->core.pending_epoch, NULL);
+    if (rc)
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot hold the guest's input: %s",
+                       strerror(-rc));
+}
+
+static void on_drain_timer(uv_timer_t *timer);
+
+static void drain(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    unsigned int i, spins;
+
+    for (spins = 0; spins < DRAIN_SPINS; spins++) {
+        bool all = true;
+
+        for (i = 0; i < p->vif_count; i++) {
+            bool drained = false;
+            int rc = xc_sr_primary_ring_drained(p->sr, p->vifs[i].attach.tx_ref, &drained);
+
+            if (rc) {
+                remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
+                               "cannot look at the transmit ring of %s: %s", p->vifs[i].netdev,
+                               strerror(-rc));
+                return;
+            }
+            all = all && drained;
+        }
+        if (all) {
+            remus_run_post(r, RE_DRAINED, 0, 0, NULL);
+            return;
+        }
+        usleep(50);
+    }
+    uv_timer_start(&p->drain_timer, on_drain_timer, 1, 0);
+}
+
+static void on_drain_timer(uv_timer_t *timer)
+{
+    struct primary *p = timer->data;
+
+    if (p->run.core.state == RP_QUIESCE)
+        drain(p);
+}
+
+static void stage(struct primary *p, uint64_t number)
+{
+    struct remus_run *r = &p->run;
+    uint8_t *body;
+    int rc;
+
+    xc_sr_epoch_reset(&p->epoch, number);
+    rc = xc_sr_primary_stage(p->sr, &p->epoch);
+    if (!rc && p->frontends_bytes) {
+        rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_FRONTENDS, p->frontends_bytes, &body);
+        if (!rc)
+            memcpy(body, p->frontends, p->frontends_bytes);
+    }
+    if (rc) {
+        remus_run_post(r, RE_FAILED, number, (uint64_t)(int64_t)rc, "cannot copy the guest's "
+                       "state: %s", rc == -ESTALE ? "its memory map or grant table changed"
+                       : strerror(-rc));
+        return;
+    }
+    r->status.dirty_pages = p->epoch.pages;
+    remus_run_post(r, RE_STAGED, number, 0, NULL);
+}
+
+static void resume(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    int rc = xc_sr_resume(&r->h);
+
+    if (rc == -ESHUTDOWN || rc == -ESRCH) {
+        look_at_guest(p);
+        return;
+    }
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot resume the guest: %s",
+                       strerror(-rc));
+        return;
+    }
+    if (p->suspended) {
+        p->epoch.suspended_us = remus_run_now_us() - p->suspended_us;
+        remus_run_pause_taken(r, p->epoch.suspended_us);
+    }
+    p->suspended = p->suspend_asked = false;
+    remus_guest_resumed(r->xs, r->h.domid);
+    remus_run_post(r, RE_RESUMED, 0, 0, NULL);
+}
+
+static void send_more(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    int rc = 1;
+
+    while (p->sending && rc > 0 &&
+           uv_stream_get_write_queue_size((uv_stream_t *)&r->link) < EPOCH_AHEAD) {
+        uint8_t *buffer = malloc(sizeof(struct remus_frame) + REMUS_FRAME_MAX);
+        uint32_t length = 0;
+
+        rc = buffer ? remus_epoch_encode_next(&p->encoder, buffer, &length) : -ENOMEM;
+        if (rc < 0) {
+            free(buffer);
+            p->sending = false;
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot encode the epoch: %s",
+                           strerror(-rc));
+            return;
+        }
+        remus_run_send_raw(r, buffer, length);
+        if (rc == 0)
+            p->sending = false;
+    }
+    r->status.epoch_bytes = p->encoder.wire_bytes;
+}
+
+static void unprotect(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+
+    copy_close(p);
+    p->sending = false;
+    if (r->daemon.fd >= 0 && p->rules_in) {
+        if (ctl_say(r->daemon.fd, CTL_UNPROTECT, 0, 0, NULL) ||
+            remus_run_daemon_wait(r, CTL_UNPROTECTED, CONTROL_MS))
+            remus_run_log(r, XC_SR_WARN, "colo-proxyd did not let the held packets go; the guest "
+                          "will send them again");
+    }
+    rules_remove(p);
+    remus_run_daemon_stop(r);
+    xc_sr_primary_close(p->sr, true);
+    p->sr = NULL;
+    xc_sr_cache_free(p->cache);
+    p->cache = NULL;
+    remus_run_post(r, RE_UNPROTECTED, 0, 0, NULL);
+}
+
+static void fence_and_stop(struct primary *p)
+{
+    char error[200] = "";
+    unsigned int i;
+
+    for (i = 0; i < p->vif_count; i++)
+        if (remus_nft_fence(p->vifs[i].netdev, error, sizeof(error)))
+            remus_run_log(&p->run, XC_SR_ERROR, "cannot fence %s: %s", p->vifs[i].netdev, error);
+    if (p->run.daemon.fd >= 0)
+        ctl_say(p->run.daemon.fd, CTL_FENCE, 0, 0, NULL);
+    xc_domain_pause(p->run.h.xch, p->run.h.domid);
+}
+
+static void send_heartbeat(struct remus_run *r)
+{
+    struct remus_heartbeat beat = {
+        .sent_us = remus_run_now_us(), .echo_us = r->peer_sent_us, .state = r->core.state,
+    };
+
+    remus_run_send(r, REMUS_FRAME_HEARTBEAT, 0, &beat, sizeof(beat));
+}
+
+static void primary_action(struct remus_run *r, const struct remus_action *a)
+{
+    struct primary *p = self(r);
+    int rc = 0;
+
+    switch (a->type) {
+    case RA_START_COPY:
+        start_copy(p);
+        break;
+    case RA_SUSPEND:
+        p->suspend_asked = true;
+        rc = remus_guest_suspend_ask(r->xs, r->h.domid);
+        if (rc)
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot ask the guest to "
+                           "suspend: %s", strerror(-rc));
+        break;
+    case RA_SUSPEND_CANCEL:
+        remus_guest_suspend_withdraw(r->xs, r->h.domid);
+        look_at_guest(p);
+        break;
+    case RA_STOP_INPUT:
+        stop_input(p);
+        break;
+    case RA_DRAIN:
+        drain(p);
+        break;
+    case RA_STAGE:
+        stage(p, a->epoch);
+        break;
+    case RA_CUT:
+        rc = ctl_say(r->daemon.fd, CTL_CUT, 0, a->epoch, NULL);
+        if (rc)
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot cut the output: %s",
+                           strerror(-rc));
+        break;
+    case RA_RESUME:
+        resume(p);
+        break;
+    case RA_INPUT_GO:
+        if (r->daemon.fd >= 0)
+            ctl_say(r->daemon.fd, CTL_INPUT_GO, 0, 0, NULL);
+        break;
+    case RA_SEND_EPOCH:
+        p->sent_us = remus_run_now_us();
+        remus_epoch_encode_begin(&p->encoder, &p->epoch);
+        p->sending = true;
+        send_more(p);
+        break;
+    case RA_RELEASE:
+        r->status.checkpoints++;
+        r->status.protected_now = true;
+        if (r->daemon.fd >= 0)
+            ctl_say(r->daemon.fd, CTL_RELEASE, 0, a->epoch, NULL);
+        break;
+    case RA_HOLD:
+        if (r->daemon.fd >= 0)
+            ctl_say(r->daemon.fd, CTL_HOLD, 0, 0, NULL);
+        break;
+    case RA_UNPROTECT:
+        unprotect(p);
+        break;
+    case RA_FENCE_AND_STOP:
+        fence_and_stop(p);
+        break;
+    case RA_SEND_STOP: {
+        struct remus_stop stop = {
+            .reason = (uint32_t)a->value, .guest_reason = (uint32_t)a->detail,
+        };
+
+        remus_run_send(r, REMUS_FRAME_STOP, 0, &stop, sizeof(stop));
+        break;
+    }
+    case RA_SEND_STOPPED:
+        remus_run_send(r, REMUS_FRAME_STOPPED, 0, NULL, 0);
+        break;
+    case RA_SEND_ERROR:
+        remus_run_send(r, REMUS_FRAME_ERROR, 0, a->text, (uint32_t)strlen(a->text));
+        break;
+    case RA_SEND_HEARTBEAT:
+        send_heartbeat(r);
+        break;
+    case RA_ARBITRATE:
+        /* Without an arbiter the loss of the link counts as the loss of the peer. */
+        remus_run_log(r, XC_SR_WARN, "%s", r->core.reason);
+        remus_run_link_close(r);
+        remus_run_post(r, RE_ARBITRATED, 0, 1, NULL);
+        break;
+    case RA_FINISH:
+        remus_run_finish(r, a);
+        break;
+    default:
+        remus_run_log(r, XC_SR_ERROR, "action %d is not the primary's", (int)a->type);
+    }
+}
+
+/* ---- What comes in ------------------------------------------------------------------------- */
+
+static void primary_frame(struct remus_run *r, const struct remus_frame *f,
+                          const uint8_t *payload)
+{
+    struct primary *p = self(r);
+
+    switch (f->type) {
+    case REMUS_FRAME_HELLO:
+        break;
+    case REMUS_FRAME_READY:
+        remus_run_post(r, RE_PEER_READY, 0, 0, NULL);
+        break;
+    case REMUS_FRAME_ACK:
+        p->acked_us = remus_run_now_us();
+        r->status.ack_us = p->acked_us - p->sent_us;
+        remus_run_post(r, RE_PEER_ACK, f->epoch, 0, NULL);
+        break;
+    case REMUS_FRAME_APPLIED: {
+        struct remus_applied applied;
+
+        if (f->length != sizeof(applied)) {
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "APPLIED of %u bytes", f->length);
+            break;
+        }
+        memcpy(&applied, payload, sizeof(applied));
+        r->status.apply_us = applied.paused_us;
+        r->status.rolled_back = applied.rolled_back;
+        if (r->p->verify) {
+            r->status.verify_epochs++;
+            r->status.verify_bad += applied.verify_bad;
+            if (applied.verify_bad)
+                remus_run_log(r, XC_SR_ERROR, "verify: %lu pages differ on %s after epoch %lu, the "
+                              "first at gfn %#lx", (unsigned long)applied.verify_bad, r->p->peer,
+                              (unsigned long)f->epoch, (unsigned long)applied.first_bad_gfn);
+        }
+        remus_run_post(r, RE_PEER_APPLIED, f->epoch, 0, NULL);
+        break;
+    }
+    case REMUS_FRAME_CHECKPOINT:
+        remus_run_post(r, RE_PEER_CHECKPOINT, f->epoch, 0, NULL);
+        break;
+    case REMUS_FRAME_STOP: {
+        struct remus_stop stop = { .reason = REMUS_STOP_FAILED };
+
+        if (f->length >= sizeof(stop))
+            memcpy(&stop, payload, sizeof(stop));
+        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection (reason %u)",
+                       r->p->peer, stop.reason);
+        break;
+    }
+    case REMUS_FRAME_STOPPED:
+        remus_run_post(r, RE_PEER_STOPPED, 0, 0, NULL);
+        break;
+    default:
+        if (!(f->type & REMUS_FRAME_OPTIONAL))
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "frame type %u is not for a primary", f->type);
+    }
+}
+
+static void primary_control(struct remus_run *r, const struct ctl_in *in)
+{
+    switch (in->msg.type) {
+    case CTL_INPUT_STOPPED:
+        if (r->core.state != RP_QUIESCE)
+            break;              /* of a checkpoint that was given up */
+        remus_run_post(r, RE_INPUT_STOPPED, 0, 0, NULL);
+        break;
+    case CTL_CUT_DONE:
+        if (r->core.state != RP_STAGE)
+            break;
+        remus_run_post(r, RE_CUT_DONE, in->msg.epoch, 0, NULL);
+        break;
+    case CTL_CHECKPOINT:
+        snprintf(r->status.last_divergence, sizeof(r->status.last_divergence), "%.199s",
+                 in->text);
+        if (in->msg.code < CTL_WHY_COUNT)
+            r->status.requested[in->msg.code]++;
+        remus_run_log(r, XC_SR_DEBUG, "checkpoint wanted: %s", in->text);
+        remus_run_post(r, RE_CHECKPOINT_WANTED, in->msg.epoch, in->msg.code, "%.150s", in->text);
+        break;
+    default:
+        break;
+    }
+}
+
+static void primary_watch(struct remus_run *r)
+{
+    look_at_guest(self(r));
+}
+
+static void primary_drained(struct remus_run *r)
+{
+    struct primary *p = self(r);
+
+    if (p->copy_paused && p->copy_open) {
+        p->copy_paused = false;
+        uv_read_start((uv_stream_t *)&p->copy_out, on_copy_room, on_copy_read);
+    }
+    if (p->sending)
+        send_more(p);
+}
+
+static void primary_periodic(struct remus_run *r)
+{
+    struct primary *p = self(r);
+
+    r->status.copy = p->copy_progress;
+    if (p->cache)
+        xc_sr_cache_stats(p->cache, &r->status.cache);
+    /* Rings and ports change only when a frontend connects anew. */
+    if (p->sr && r->core.state == RP_RUN && remus_run_now_us() - p->frontends_read_us > 1000000)
+        read_frontends(p);
+}
+
+static const struct remus_run_ops primary_ops = {
+    .action = primary_action, .frame = primary_frame, .control = primary_control,
+    .watch = primary_watch, .drained = primary_drained, .periodic = primary_periodic,
+};
+
+/* ---- Life ---------------------------------------------------------------------------------- */
+
+static int start_proxy(struct primary *p)
+{
+    const struct remus_session_params *sp = p->run.p;
+    char domid[16], vif[REMUS_VIFS_MAX][48], min[16], max[16];
+    char *args[10 + 2 * REMUS_VIFS_MAX];
+    unsigned int n = 0, i;
+
+    snprintf(domid, sizeof(domid), "%u", p->run.h.domid);
+    args[n++] = "colo-proxyd";
+    args[n++] = "--domid";
+    args[n++] = domid;
+    for (i = 0; i < p->vif_count; i++) {
+        snprintf(vif[i], sizeof(vif[i]), "%s:%u:%u", p->vifs[i].netdev, queue_number(p, i),
+                 queue_number(p, i) + 1u);
+        args[n++] = "--vif";
+        args[n++] = vif[i];
+    }
+    if (sp->deadline_min_ms) {
+        snprintf(min, sizeof(min), "%u", sp->deadline_min_ms);
+        args[n++] = "--deadline-min-ms";
+        args[n++] = min;
+    }
+    if (sp->deadline_max_ms) {
+        snprintf(max, sizeof(max), "%u", sp->deadline_max_ms);
+        args[n++] = "--deadline-max-ms";
+        args[n++] = max;
+    }
+    args[n] = NULL;
+    return remus_run_daemon_start(&p->run, "colo-proxyd", args, sp->packet_fd);
+}
+
+static void send_hello(struct remus_run *r)
+{
+    xc_dominfo_t info;
+    struct remus_hello hello = {
+        .version = REMUS_PROTOCOL_VERSION, .mode = r->p->core.mode->wire,
+        .heartbeat_ms = r->p->core.heartbeat_ms, .timeout_ms = r->p->core.timeout_ms,
+        .flags = (r->p->verify ? REMUS_HELLO_VERIFY : 0) | (r->p->net ? 0 : REMUS_HELLO_NO_NET) |
+                 (r->p->disk ? 0 : REMUS_HELLO_NO_DISK),
+    };
+
+    if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) == 1) {
+        hello.guest_pages = info.nr_pages;
+        hello.vcpus = info.max_vcpu_id + 1;
+    }
+    memcpy(hello.session, r->p->session, sizeof(hello.session));
+    remus_run_send(r, REMUS_FRAME_HELLO, 0, &hello, sizeof(hello));
+}
+
+int remus_primary_run(const struct remus_session_params *params,
+                      struct remus_session_result *result)
+{
+    struct primary *p = calloc(1, sizeof(*p));
+    struct remus_run *r;
+    char path[64], text[32], *name;
+    int rc;
+
+    if (!p)
+        return -ENOMEM;
+    r = &p->run;
+    p->copy_pipe[0] = p->copy_pipe[1] = -1;
+    rc = remus_run_init(r, params, &primary_ops, result, p);
+    if (rc)
+        goto out;
+    snprintf(path, sizeof(path), "/local/domain/%u/name", params->domid);
+    name = xs_read(r->xs, XBT_NULL, path, NULL);
+    snprintf(r->name, sizeof(r->name), "%s", name ? name : "?");
+    free(name);
+    p->copy_buffer = malloc(COPY_CHUNK);
+    rc = p->copy_buffer ? 0 : -ENOMEM;
+    if (!rc && params->net)
+        rc = remus_guest_vifs(r->xs, params->domid, p->vifs, &p->vif_count);
+    if (!rc && p->vif_count)
+        rc = start_proxy(p);
+    if (rc)
+        goto out;
+    uv_timer_init(&r->loop, &p->drain_timer);
+    p->drain_timer.data = p;
+
+    r->status.domid = params->domid;
+    snprintf(text, sizeof(text), "%d", (int)getpid());
+    remus_guest_publish(r->xs, params->domid, "pid", text);
+    remus_guest_publish(r->xs, params->domid, "role", "primary");
+    remus_guest_publish(r->xs, params->domid, "mode", params->core.mode->name);
+    remus_guest_publish(r->xs, params->domid, "peer", params->peer ? params->peer : "");
+    remus_guest_xl_stop(r->name, p->minders, &p->minder_count);
+    send_hello(r);
+    rc = remus_run_loop(r);
+out:
+    copy_close(p);
+    rules_remove(p);
+    if (p->sr)
+        xc_sr_primary_close(p->sr, true);
+    if (r->xs)
+        remus_guest_unpublish(r->xs, params->domid);
+    remus_run_dispose(r);
+    xc_sr_cache_free(p->cache);
+    xc_sr_epoch_free(&p->epoch);
+    remus_guest_xl_continue(p->minders, p->minder_count);
+    free(p->frontends);
+    free(p->copy_buffer);
+    free(p);
+    return rc;
+}

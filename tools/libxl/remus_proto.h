@@ -1,0 +1,69 @@
+/*
+ * remus_proto.h: link frames, encoded and decoded (docs/protocol.md; xen/include/public/remus.h).
+ *
+ * Pure: bytes in memory only.  A decoder takes any split of the byte stream, checks magic lengths
+ * and checksums, and hands out one complete frame at a time; the epoch assembler turns PAGES and
+ * RECORD frames into a struct xc_sr_epoch, all or nothing.
+ */
+#ifndef REMUS_PROTO_H
+#define REMUS_PROTO_H
+
+#include "tools/libxc/xc_sr.h"
+
+/* ---- Encoding ---- */
+
+/* Header for a payload that the caller sends after it. */
+void remus_frame_header(struct remus_frame *out, uint32_t type, uint64_t epoch,
+                        const void *payload, uint32_t length);
+
+/*
+ * Walks an epoch as a series of frames.  Each call gives one frame (header and payload) in a buffer
+ * of the caller of at least sizeof(struct remus_frame) + REMUS_FRAME_MAX bytes: *length its
+ * bytes; returns 1 while there are more, 0 when the EPOCH_END frame was given, negative errno.
+ */
+struct remus_epoch_encoder {
+    const struct xc_sr_epoch *epoch;
+    uint64_t page;
+    unsigned int record;
+    uint32_t offset;
+    uint64_t checksums;      /* running, see docs/protocol.md */
+    uint64_t zero_pages, wire_bytes;
+    bool done;
+};
+void remus_epoch_encode_begin(struct remus_epoch_encoder *enc, const struct xc_sr_epoch *epoch);
+int remus_epoch_encode_next(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_t *length)
+    XC_SR_MUST_CHECK;
+
+/* ---- Decoding ---- */
+
+struct remus_decoder;
+int remus_decoder_new(struct remus_decoder **out);
+void remus_decoder_free(struct remus_decoder *d);
+/* Where the next bytes from the socket should go, and how many fit. */
+void remus_decoder_room(struct remus_decoder *d, uint8_t **where, size_t *room);
+void remus_decoder_filled(struct remus_decoder *d, size_t bytes);
+/* 1: *frame and *payload describe a complete, checked frame, valid until the next call of this
+ * function; 0: more bytes are needed; negative errno: the stream is bad and stays so, text in
+ * remus_decoder_error.  Type, length, epoch and checksum are checked here, the contents of a
+ * payload are not.  Optional frames of unknown types are skipped. */
+int remus_decoder_next(struct remus_decoder *d, struct remus_frame *frame, const uint8_t **payload);
+const char *remus_decoder_error(const struct remus_decoder *d);
+
+struct remus_assembler {
+    struct xc_sr_epoch *epoch;
+    uint64_t checksums, bytes;
+    uint64_t gfn_limit;      /* pages at or beyond are refused */
+    uint64_t page_limit;     /* more pages than this in one epoch are refused */
+    uint32_t record_at;      /* bytes of the present record that have come; 0: none open */
+    bool open;
+    char error[160];
+};
+/* The epoch was reset to the number that is expected; frames of any other are refused. */
+void remus_assembler_begin(struct remus_assembler *a, struct xc_sr_epoch *epoch, uint64_t gfn_limit,
+                           uint64_t page_limit);
+/* 0: taken; 1: that was EPOCH_END and the epoch is complete; negative errno: refused, a->error, and
+ * so is everything after it. */
+int remus_assembler_frame(struct remus_assembler *a, const struct remus_frame *frame,
+                          const uint8_t *payload) XC_SR_MUST_CHECK;
+
+#endif /* REMUS_PROTO_H */

@@ -1,0 +1,735 @@
+/*
+ * remus_run.c: the machinery under both coordinators.
+ *
+ * One thread, one libuv loop.  Whatever happens becomes an event in a small queue; the core answers
+ * each with actions, which the side (remus_primary.c, remus_secondary.c) carries out.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tools/libxl/remus_run.h"
+
+#define PERIOD_MS       100u
+#define STATUS_US       500000u
+#define READY_MS        10000
+#define CHANNEL_GRACE_US 300000u
+
+uint64_t remus_run_now_us(void)
+{
+    return uv_hrtime() / 1000;
+}
+
+void remus_run_log(struct remus_run *r, enum xc_sr_level level, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    int n;
+
+    if (!r->p->log)
+        return;
+    n = snprintf(text, sizeof(text), "%s: epoch %lu: ", r->name[0] ? r->name : "guest",
+                 (unsigned long)r->core.epoch);
+    va_start(args, format);
+    vsnprintf(text + n, sizeof(text) - (size_t)n, format, args);
+    va_end(args);
+    r->p->log(r->p->arg, level, text);
+}
+
+static void log_from_libxc(void *arg, enum xc_sr_level level, const char *text)
+{
+    remus_run_log(arg, level, "%s", text);
+}
+
+/* ---- Status ---- */
+
+void remus_run_pause_taken(struct remus_run *r, uint64_t pause_us)
+{
+    r->pauses[r->pause_count++ % RUN_PAUSES] = (uint32_t)pause_us;
+    r->status.pause_us = pause_us;
+    if (pause_us > r->status.pause_us_max)
+        r->status.pause_us_max = pause_us;
+}
+
+static int compare_u32(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+void remus_run_status(struct remus_run *r, bool force)
+{
+    uint64_t now = remus_run_now_us(), n;
+    uint32_t sorted[RUN_PAUSES];
+    struct remus_status *s = &r->status;
+
+    if (!r->p->status || (!force && now - r->status_us < STATUS_US))
+        return;
+    r->status_us = now;
+    n = r->pause_count < RUN_PAUSES ? r->pause_count : RUN_PAUSES;
+    if (n) {
+        memcpy(sorted, r->pauses, n * sizeof(sorted[0]));
+        qsort(sorted, n, sizeof(sorted[0]), compare_u32);
+        s->pause_us_median = sorted[n / 2];
+    }
+    s->role = r->p->role;
+    s->state = r->core.state;
+    s->epoch = r->core.epoch;
+    s->epoch_age_ms = r->core.epoch_began_us && now > r->core.epoch_began_us
+        ? (now - r->core.epoch_began_us) / 1000 : 0;
+    snprintf(s->domain, sizeof(s->domain), "%s", r->name);
+    snprintf(s->peer, sizeof(s->peer), "%s", r->p->peer ? r->p->peer : "");
+    snprintf(s->mode, sizeof(s->mode), "%s", r->core.params.mode->name);
+    r->p->status(r->p->arg, s);
+}
+
+/* ---- Events ---- */
+
+static void arm_timer(struct remus_run *r);
+
+static void publish(struct remus_run *r)
+{
+    char text[32];
+
+    if (!r->h.domid)
+        return;
+    remus_guest_publish(r->xs, r->h.domid, "state", remus_state_name(r->core.state));
+    snprintf(text, sizeof(text), "%lu", (unsigned long)r->core.acked);
+    remus_guest_publish(r->xs, r->h.domid, "epoch", text);
+}
+
+static void pump(struct remus_run *r)
+{
+    if (r->pumping)
+        return;
+    r->pumping = true;
+    while (r->event_count && !r->finished) {
+        struct remus_event event = r->events[r->event_first].event;
+        enum remus_state before = r->core.state;
+        struct remus_actions actions = { .count = 0 };
+        char text[200];
+        unsigned int i;
+
+        memcpy(text, r->events[r->event_first].text, sizeof(text));
+        event.text = text;
+        r->event_first = (r->event_first + 1) % RUN_EVENTS_MAX;
+        r->event_count--;
+        remus_core_event(&r->core, remus_run_now_us(), &event, &actions);
+        if (r->core.state != before)
+            remus_run_log(r, XC_SR_DEBUG, "%s -> %s", remus_state_name(before),
+                          remus_state_name(r->core.state));
+        for (i = 0; i < actions.count; i++)
+            r->ops->action(r, &actions.list[i]);
+    }
+    r->pumping = false;
+    arm_timer(r);
+}
+
+void remus_run_post(struct remus_run *r, enum remus_event_type type, uint64_t epoch,
+                    uint64_t value, const char *format, ...)
+{
+    unsigned int at = (r->event_first + r->event_count) % RUN_EVENTS_MAX;
+    va_list args;
+
+    if (r->finished)
+        return;
+    if (r->event_count == RUN_EVENTS_MAX) {
+        /* A handful per action is the rule; more means that a part of us is broken. */
+        remus_run_log(r, XC_SR_ERROR, "event queue full, event %d dropped", (int)type);
+        return;
+    }
+    r->events[at].event = (struct remus_event){ .type = type, .epoch = epoch, .value = value };
+    r->events[at].text[0] = 0;
+    if (format) {
+        va_start(args, format);
+        vsnprintf(r->events[at].text, sizeof(r->events[at].text), format, args);
+        va_end(args);
+    }
+    r->event_count++;
+    pump(r);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    remus_run_post(timer->data, RE_TICK, 0, 0, NULL);
+}
+
+static void arm_timer(struct remus_run *r)
+{
+    uint64_t next = remus_core_next_us(&r->core), now = remus_run_now_us();
+
+    if (r->finished || !r->timers_open)
+        return;
+    if (next == UINT64_MAX)
+        uv_timer_stop(&r->timer);
+    else
+        uv_timer_start(&r->timer, on_timer, next > now ? (next - now + 999) / 1000 : 0, 0);
+}
+
+static void on_period(uv_timer_t *timer)
+{
+    struct remus_run *r = timer->data;
+
+    if (r->p->stop_request && *r->p->stop_request && !r->stop_seen) {
+        r->stop_seen = true;
+        remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
+    }
+    if (r->channel_lost_us && !r->channel_lost_told && !r->daemon.expected_to_end &&
+        remus_run_now_us() - r->channel_lost_us > CHANNEL_GRACE_US) {
+        r->channel_lost_told = true;
+        remus_run_post(r, RE_LINK_LOST, 0, 0, "the packet channel to %s ended", r->p->peer);
+    }
+    if (r->finished)
+        return;
+    if (r->daemon.fd >= 0)
+        ctl_say(r->daemon.fd, CTL_STATS_GET, 0, 0, NULL);
+    if (r->ops->periodic)
+        r->ops->periodic(r);
+    publish(r);
+    remus_run_status(r, false);
+}
+
+/* ---- Link ---- */
+
+struct write_request {
+    uv_write_t request;
+    uint8_t *buffer;
+};
+
+static void on_written(uv_write_t *request, int status)
+{
+    struct write_request *w = (struct write_request *)request;
+    struct remus_run *r = request->data;
+
+    free(w->buffer);
+    free(w);
+    if (status < 0) {
+        if (!r->link_closing)
+            remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s broke: %s", r->p->peer,
+                           uv_strerror(status));
+        return;
+    }
+    if (!remus_run_link_full(r) && r->ops->drained)
+        r->ops->drained(r);
+}
+
+void remus_run_send_raw(struct remus_run *r, uint8_t *buffer, uint32_t length)
+{
+    struct write_request *w = NULL;
+    uv_buf_t buf = uv_buf_init((char *)buffer, length);
+    int rc = UV_EPIPE;
+
+    if (r->link_open && !r->link_closing) {
+        w = malloc(sizeof(*w));
+        rc = UV_ENOMEM;
+        if (w) {
+            w->buffer = buffer;
+            w->request.data = r;
+            rc = uv_write(&w->request, (uv_stream_t *)&r->link, &buf, 1, on_written);
+        }
+    }
+    if (rc) {
+        free(w);
+        free(buffer);
+        if (r->link_open && !r->link_closing)
+            remus_run_post(r, RE_LINK_LOST, 0, 0, "cannot send to %s: %s", r->p->peer,
+                           uv_strerror(rc));
+        return;
+    }
+    r->link_written += length;
+}
+
+void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const void *payload,
+                    uint32_t length)
+{
+    struct remus_frame header;
+    uint8_t *buffer = malloc(sizeof(header) + length);
+
+    if (!buffer) {
+        remus_run_post(r, RE_LINK_LOST, 0, 0, "no memory for a frame of %u bytes", length);
+        return;
+    }
+    remus_frame_header(&header, type, epoch, payload, length);
+    memcpy(buffer, &header, sizeof(header));
+    if (length)
+        memcpy(buffer + sizeof(header), payload, length);
+    remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + length);
+}
+
+bool remus_run_link_full(const struct remus_run *r)
+{
+    return r->link_open && uv_stream_get_write_queue_size((const uv_stream_t *)&r->link) >
+           RUN_WRITE_QUEUE_MAX;
+}
+
+static void handle_frame(struct remus_run *r, const struct remus_frame *f, const uint8_t *payload)
+{
+    switch (f->type) {
+    case REMUS_FRAME_HEARTBEAT: {
+        struct remus_heartbeat beat;
+
+        if (f->length != sizeof(beat)) {
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "a heartbeat of %u bytes", f->length);
+            return;
+        }
+        memcpy(&beat, payload, sizeof(beat));
+        r->peer_sent_us = beat.sent_us;
+        remus_run_post(r, RE_FRAME_ANY, 0, beat.echo_us, NULL);
+        return;
+    }
+    case REMUS_FRAME_ERROR:
+        remus_run_post(r, RE_PEER_ERROR, 0, 0, "%s says: %.*s", r->p->peer,
+                       (int)(f->length < 150 ? f->length : 150), (const char *)payload);
+        return;
+    default:
+        r->ops->frame(r, f, payload);
+    }
+}
+
+static void on_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    struct remus_run *r = handle->data;
+    uint8_t *where;
+    size_t room;
+
+    (void)suggested;
+    remus_decoder_room(r->decoder, &where, &room);
+    *buf = uv_buf_init((char *)where, (unsigned int)room);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct remus_run *r = stream->data;
+    int rc;
+
+    (void)buf;
+    if (n == 0 || r->finished)
+        return;
+    if (n < 0) {
+        uv_read_stop(stream);
+        remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s ended: %s", r->p->peer,
+                       n == UV_EOF ? "closed by the other side" : uv_strerror((int)n));
+        return;
+    }
+    remus_decoder_filled(r->decoder, (size_t)n);
+    remus_run_post(r, RE_FRAME_ANY, 0, 0, NULL);
+    for (;;) {
+        struct remus_frame frame;
+        const uint8_t *payload;
+
+        rc = remus_decoder_next(r->decoder, &frame, &payload);
+        if (rc <= 0 || r->finished)
+            break;
+        handle_frame(r, &frame, payload);
+    }
+    if (rc < 0) {
+        uv_read_stop(stream);
+        remus_run_post(r, RE_PEER_BAD, 0, 0, "%s", remus_decoder_error(r->decoder));
+    }
+}
+
+void remus_run_link_pause(struct remus_run *r, bool pause)
+{
+    if (!r->link_open || r->link_closing)
+        return;
+    if (pause)
+        uv_read_stop((uv_stream_t *)&r->link);
+    else
+        uv_read_start((uv_stream_t *)&r->link, on_room, on_read);
+}
+
+void remus_run_link_close(struct remus_run *r)
+{
+    if (r->link_open && !r->link_closing) {
+        r->link_closing = true;
+        uv_close((uv_handle_t *)&r->link, NULL);
+    }
+}
+
+/* ---- Daemon ---- */
+
+static void dispatch_control(struct remus_run *r, const struct ctl_in *in)
+{
+    switch (in->msg.type) {
+    case CTL_READY:
+        break;
+    case CTL_CHANNEL_LOST:
+        /* In an orderly end the channel goes at about the same time as STOPPED comes: see later. */
+        if (!r->channel_lost_us)
+            r->channel_lost_us = remus_run_now_us();
+        break;
+    case CTL_FAILED:
+        remus_run_log(r, XC_SR_ERROR, "%s: %s", r->daemon.name, in->text);
+        break;
+    case CTL_STATS:
+        r->status.net = in->stats;
+        r->status.held_packets = in->stats.held;
+        r->status.output_delay_us = in->stats.released_equal + in->stats.released_epoch
+            ? in->stats.delay_us_sum / (in->stats.released_equal + in->stats.released_epoch) : 0;
+        r->status.output_delay_us_max = in->stats.delay_us_max;
+        break;
+    default:
+        r->ops->control(r, in);
+    }
+}
+
+static void on_control(uv_poll_t *poll_handle, int status, int events)
+{
+    struct remus_run *r = poll_handle->data;
+
+    (void)status;
+    (void)events;
+    while (r->daemon.fd >= 0 && !r->finished) {
+        struct ctl_in in;
+        int rc = ctl_recv(r->daemon.fd, &in);
+
+        if (rc == -EAGAIN)
+            return;
+        if (rc == -EPROTO) {
+            remus_run_log(r, XC_SR_ERROR, "%s sent a malformed message", r->daemon.name);
+            continue;
+        }
+        if (rc) {
+            uv_poll_stop(&r->daemon.poll);
+            if (!r->daemon.expected_to_end) {
+                r->daemon.expected_to_end = true;
+                remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s has ended", r->daemon.name);
+            }
+            return;
+        }
+        dispatch_control(r, &in);
+        ctl_in_dispose(&in);
+    }
+}
+
+static void on_daemon_exit(uv_process_t *process, int64_t status, int signal_number)
+{
+    struct remus_run *r = process->data;
+
+    r->daemon.running = false;
+    if (r->daemon.expected_to_end)
+        return;
+    r->daemon.expected_to_end = true;
+    if (signal_number)
+        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s was killed by signal %d", r->daemon.name,
+                       signal_number);
+    else
+        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s ended with status %d", r->daemon.name,
+                       (int)status);
+}
+
+int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, int channel_fd)
+{
+    uv_stdio_container_t stdio[5] = {
+        { .flags = UV_IGNORE }, { .flags = UV_INHERIT_FD, .data.fd = 2 },
+        { .flags = UV_INHERIT_FD, .data.fd = 2 },
+    };
+    uv_process_options_t options = { .flags = UV_PROCESS_DETACHED };
+    int pair[2], rc;
+    char path[512];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return -errno;
+    stdio[REMUS_CTL_FD].flags = UV_INHERIT_FD;
+    stdio[REMUS_CTL_FD].data.fd = pair[1];
+    stdio[REMUS_CHANNEL_FD].flags = UV_INHERIT_FD;
+    stdio[REMUS_CHANNEL_FD].data.fd = channel_fd;
+    snprintf(path, sizeof(path), "%s/%s", r->p->libexec, name);
+    options.file = path;
+    options.args = args;
+    options.stdio = stdio;
+    options.stdio_count = 5;
+    options.exit_cb = on_daemon_exit;
+    r->daemon.name = name;
+    r->daemon.process.data = r;
+    rc = uv_spawn(&r->loop, &r->daemon.process, &options);
+    r->daemon.process_open = true;
+    close(pair[1]);
+    if (rc) {
+        close(pair[0]);
+        remus_run_log(r, XC_SR_ERROR, "cannot start %s: %s", path, uv_strerror(rc));
+        return rc;
+    }
+    r->daemon.running = true;
+    r->daemon.fd = pair[0];
+    fcntl(pair[0], F_SETFL, fcntl(pair[0], F_GETFL) | O_NONBLOCK);
+    rc = remus_run_daemon_wait(r, CTL_READY, READY_MS);
+    if (rc) {
+        remus_run_log(r, XC_SR_ERROR, "%s did not become ready (%s)", name, strerror(-rc));
+        return rc;
+    }
+    uv_poll_init(&r->loop, &r->daemon.poll, r->daemon.fd);
+    r->daemon.poll.data = r;
+    r->daemon.poll_open = true;
+    uv_poll_start(&r->daemon.poll, UV_READABLE, on_control);
+    return 0;
+}
+
+int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms)
+{
+    uint64_t deadline = remus_run_now_us() + (uint64_t)timeout_ms * 1000;
+
+    for (;;) {
+        struct pollfd p = { .fd = r->daemon.fd, .events = POLLIN };
+        uint64_t now = remus_run_now_us();
+        struct ctl_in in;
+        uint32_t got;
+        int rc;
+
+        if (r->daemon.fd < 0)
+            return -EPIPE;
+        rc = ctl_recv(r->daemon.fd, &in);
+        if (rc == 0) {
+            got = in.msg.type;
+            if (got != type)
+                dispatch_control(r, &in);
+            ctl_in_dispose(&in);
+            if (got == type)
+                return 0;
+            continue;
+        }
+        if (rc != -EAGAIN)
+            return rc;
+        if (now >= deadline)
+            return -ETIMEDOUT;
+        poll(&p, 1, (int)((deadline - now + 999) / 1000));
+    }
+}
+
+void remus_run_daemon_stop(struct remus_run *r)
+{
+    struct remus_daemon *d = &r->daemon;
+
+    d->expected_to_end = true;
+    if (d->fd >= 0) {
+        ctl_say(d->fd, CTL_QUIT, 0, 0, NULL);
+        if (d->poll_open) {
+            uv_poll_stop(&d->poll);
+            uv_close((uv_handle_t *)&d->poll, NULL);
+            d->poll_open = false;
+        }
+        close(d->fd);
+        d->fd = -1;
+    }
+    if (d->process_open) {
+        uv_close((uv_handle_t *)&d->process, NULL);
+        d->process_open = false;
+    }
+}
+
+/* ---- Commands ---- */
+
+int remus_run_command(struct remus_run *r, char **args, const char *input, size_t input_bytes,
+                      char *line, size_t line_bytes)
+{
+    int in[2] = { -1, -1 }, out[2] = { -1, -1 }, status, rc = 0;
+    char path[512];
+    size_t at = 0;
+    pid_t pid;
+
+    snprintf(path, sizeof(path), "%s/%s", r->p->libexec, args[0]);
+    if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC)) {
+        rc = -errno;
+        goto out;
+    }
+    pid = fork();
+    if (pid < 0) {
+        rc = -errno;
+        goto out;
+    }
+    if (pid == 0) {
+        dup2(in[0], STDIN_FILENO);
+        dup2(out[1], STDOUT_FILENO);
+        execv(path, args);
+        _exit(127);
+    }
+    close(in[0]);
+    close(out[1]);
+    in[0] = out[1] = -1;
+    while (input_bytes) {
+        ssize_t n = write(in[1], input, input_bytes);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        input += n;
+        input_bytes -= (size_t)n;
+    }
+    close(in[1]);
+    in[1] = -1;
+    for (;;) {
+        char scrap[256];
+        bool keep = line && at + 1 < line_bytes;
+        ssize_t n = read(out[0], keep ? line + at : scrap, keep ? line_bytes - 1 - at
+                         : sizeof(scrap));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        if (keep)
+            at += (size_t)n;
+    }
+    if (line && line_bytes)
+        line[at] = 0;
+    while (waitpid(pid, &status, 0) < 0) {
+        if (errno != EINTR) {
+            rc = -errno;
+            goto out;
+        }
+    }
+    rc = WIFEXITED(status) ? WEXITSTATUS(status) : -ECHILD;
+out:
+    if (in[0] >= 0)
+        close(in[0]);
+    if (in[1] >= 0)
+        close(in[1]);
+    if (out[0] >= 0)
+        close(out[0]);
+    if (out[1] >= 0)
+        close(out[1]);
+    return rc;
+}
+
+/* ---- Life ---- */
+
+static void on_xenstore(uv_poll_t *poll_handle, int status, int events)
+{
+    struct remus_run *r = poll_handle->data;
+    char **watch;
+    bool fired = false;
+
+    (void)status;
+    (void)events;
+    while ((watch = xs_check_watch(r->xs))) {
+        fired = true;
+        free(watch);
+    }
+    if (fired && !r->finished)
+        r->ops->watch(r);
+}
+
+int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
+                   const struct remus_run_ops *ops, struct remus_session_result *result,
+                   void *side)
+{
+    int rc;
+
+    memset(r, 0, sizeof(*r));
+    r->p = p;
+    r->ops = ops;
+    r->result = result;
+    r->side = side;
+    r->daemon.fd = -1;
+    memset(result, 0, sizeof(*result));
+    rc = uv_loop_init(&r->loop);
+    if (rc)
+        return rc;
+    r->h.xch = xc_interface_open(NULL, NULL, 0);
+    r->h.fmem = xenforeignmemory_open(NULL, 0);
+    r->xs = xs_open(0);
+    if (!r->h.xch || !r->h.fmem || !r->xs)
+        return errno ? -errno : -EIO;
+    r->h.domid = p->domid;
+    r->h.log = log_from_libxc;
+    r->h.log_arg = r;
+    rc = remus_decoder_new(&r->decoder);
+    if (rc)
+        return rc;
+    rc = uv_tcp_init(&r->loop, &r->link);
+    if (rc)
+        return rc;
+    r->link.data = r;
+    r->link_open = true;
+    rc = uv_tcp_open(&r->link, p->link_fd);
+    if (rc)
+        return rc;
+    uv_timer_init(&r->loop, &r->timer);
+    uv_timer_init(&r->loop, &r->period);
+    r->timer.data = r->period.data = r;
+    r->timers_open = true;
+    if (!xs_watch(r->xs, "@releaseDomain", "release"))
+        return -errno;
+    rc = uv_poll_init(&r->loop, &r->xs_poll, xs_fileno(r->xs));
+    if (rc)
+        return rc;
+    r->xs_poll.data = r;
+    r->xs_poll_open = true;
+    return 0;
+}
+
+int remus_run_loop(struct remus_run *r)
+{
+    struct remus_actions actions = { .count = 0 };
+    unsigned int i;
+    int rc;
+
+    signal(SIGPIPE, SIG_IGN);
+    uv_poll_start(&r->xs_poll, UV_READABLE, on_xenstore);
+    uv_timer_start(&r->period, on_period, PERIOD_MS, PERIOD_MS);
+    uv_read_start((uv_stream_t *)&r->link, on_room, on_read);
+    rc = remus_core_init(&r->core, &r->p->core, remus_run_now_us(), &actions);
+    if (rc)
+        return rc;
+    r->pumping = true;
+    for (i = 0; i < actions.count; i++)
+        r->ops->action(r, &actions.list[i]);
+    r->pumping = false;
+    pump(r);
+    uv_run(&r->loop, UV_RUN_DEFAULT);
+    return 0;
+}
+
+void remus_run_finish(struct remus_run *r, const struct remus_action *a)
+{
+    r->result->end = (enum remus_end)a->value;
+    r->result->detail = a->detail;
+    snprintf(r->result->reason, sizeof(r->result->reason), "%s", a->text);
+    snprintf(r->status.reason, sizeof(r->status.reason), "%s", a->text);
+    r->status.protected_now = false;
+    remus_run_status(r, true);
+    r->result->last = r->status;
+    r->finished = true;
+    uv_stop(&r->loop);
+}
+
+static void close_all(uv_handle_t *handle, void *arg)
+{
+    (void)arg;
+    if (!uv_is_closing(handle))
+        uv_close(handle, NULL);
+}
+
+void remus_run_dispose(struct remus_run *r)
+{
+    r->finished = true;
+    /* Last frames (STOP, STOPPED) may still be in the queue: give them a moment to leave. */
+    if (r->link_open && !r->link_closing) {
+        int fd;
+
+        uv_stream_set_blocking((uv_stream_t *)&r->link, 1);
+        if (!uv_fileno((uv_handle_t *)&r->link, &fd))
+            shutdown(fd, SHUT_WR);
+    }
+    remus_run_daemon_stop(r);
+    uv_walk(&r->loop, close_all, NULL);
+    uv_run(&r->loop, UV_RUN_DEFAULT);
+    uv_loop_close(&r->loop);
+    remus_decoder_free(r->decoder);
+    if (r->xs)
+        xs_close(r->xs);
+    if (r->h.fmem)
+        xenforeignmemory_close(r->h.fmem);
+    if (r->h.xch)
+        xc_interface_close(r->h.xch);
+}

@@ -1,0 +1,125 @@
+/*
+ * remus_run.h: what both coordinators share: the loop, the link, a packet daemon, the decision
+ * core and its event queue.  Private to tools/libxl.
+ */
+#ifndef REMUS_RUN_H
+#define REMUS_RUN_H
+
+#include <sys/types.h>
+
+#include <uv.h>
+#include <xenstore.h>
+
+#include "tools/libxl/remus_core.h"
+#include "tools/libxl/remus_guest.h"
+#include "tools/libxl/remus_proto.h"
+#include "tools/libxl/remus_session.h"
+#include "tools/remus/ctlio.h"
+
+#define RUN_EVENTS_MAX      64u
+#define RUN_WRITE_QUEUE_MAX (8u << 20)  /* bytes of the link's write queue before producers wait */
+#define RUN_PAUSES          1024u       /* newest pauses, for the median */
+
+struct remus_run;
+
+struct remus_run_ops {
+    /* One action of the core.  Answers by posting events, now or later. */
+    void (*action)(struct remus_run *r, const struct remus_action *a);
+    /* A checked frame from the peer, other than heartbeats and errors. */
+    void (*frame)(struct remus_run *r, const struct remus_frame *f, const uint8_t *payload);
+    /* A message of the daemon, other than READY, CHANNEL_LOST and FAILED. */
+    void (*control)(struct remus_run *r, const struct ctl_in *in);
+    void (*watch)(struct remus_run *r);   /* xenstore: @releaseDomain fired */
+    void (*drained)(struct remus_run *r); /* the link's write queue fell below its maximum */
+    void (*periodic)(struct remus_run *r);/* about ten times a second */
+};
+
+struct remus_daemon {
+    uv_process_t process;
+    uv_poll_t poll;
+    int fd;                         /* control socket, -1: none */
+    bool running, expected_to_end;
+    bool poll_open, process_open;
+    const char *name;
+};
+
+struct remus_run {
+    const struct remus_session_params *p;
+    const struct remus_run_ops *ops;
+    struct remus_session_result *result;
+    void *side;                     /* struct primary or struct secondary */
+
+    uv_loop_t loop;
+    uv_tcp_t link;
+    bool link_open, link_closing;
+    uint64_t link_written;
+    struct remus_decoder *decoder;
+    uv_timer_t timer, period;
+    uv_poll_t xs_poll;
+    bool timers_open, xs_poll_open;
+
+    struct xc_sr_handles h;
+    struct xs_handle *xs;
+    char name[REMUS_NAME_MAX];
+    struct remus_daemon daemon;
+
+    struct remus_core core;
+    struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
+    unsigned int event_first, event_count;
+    bool pumping, finished, stop_seen;
+    uint64_t peer_sent_us;          /* newest heartbeat, to be echoed */
+    uint64_t channel_lost_us;       /* when the daemon reported the end of the packet channel */
+    bool channel_lost_told;
+
+    struct remus_status status;
+    uint64_t status_us;
+    uint32_t pauses[RUN_PAUSES];
+    uint64_t pause_count;
+};
+
+int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
+                   const struct remus_run_ops *ops, struct remus_session_result *result,
+                   void *side);
+/* Starts the core and runs the loop until RA_FINISH was carried out by remus_run_finish. */
+int remus_run_loop(struct remus_run *r);
+void remus_run_dispose(struct remus_run *r);
+
+__attribute__((format(printf, 3, 4)))
+void remus_run_log(struct remus_run *r, enum xc_sr_level level, const char *format, ...);
+uint64_t remus_run_now_us(void);
+
+/* Queues an event and, unless called from inside an event, works off the queue. */
+__attribute__((format(printf, 5, 6)))
+void remus_run_post(struct remus_run *r, enum remus_event_type type, uint64_t epoch,
+                    uint64_t value, const char *format, ...);
+/* The loop ends once all is closed. */
+void remus_run_finish(struct remus_run *r, const struct remus_action *a);
+
+/* Sends one frame; the payload is copied.  Errors arrive as RE_LINK_LOST. */
+void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const void *payload,
+                    uint32_t length);
+/* Sends bytes that are frames already; owns the buffer (malloc). */
+void remus_run_send_raw(struct remus_run *r, uint8_t *buffer, uint32_t length);
+bool remus_run_link_full(const struct remus_run *r);
+void remus_run_link_pause(struct remus_run *r, bool pause);  /* stop or go on reading */
+void remus_run_link_close(struct remus_run *r);
+
+/* Starts LIBEXEC/name with the control socket and the packet channel; waits for READY. */
+int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, int channel_fd);
+/*
+ * Waits for an answer while the guest is paused: other messages are dispatched meanwhile.
+ * -ETIMEDOUT, -EPIPE.
+ */
+int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms);
+void remus_run_daemon_stop(struct remus_run *r);
+
+/* Runs a command (LIBEXEC/args[0]) to its end; feeds input to its stdin, keeps the first line of its
+ * output.  Blocks: only where nothing else has to go on.  Exit status or negative errno. */
+int remus_run_command(struct remus_run *r, char **args, const char *input, size_t input_bytes,
+                      char *line, size_t line_bytes);
+
+void remus_run_pause_taken(struct remus_run *r, uint64_t pause_us);
+/* Tells the user, at most twice a second unless forced. */
+void remus_run_status(struct remus_run *r, bool force);
+
+#endif /* REMUS_RUN_H */

@@ -1,0 +1,866 @@
+/*
+ * remus_secondary.c: the coordinator on the host that keeps the copy.
+ *
+ * The copy is built by libxenlight from the public stream (remus-guest restore, in a process of its
+ * own), runs its resume path once, asked to suspend again at its end, and then lives on checkpoints.
+ * Until it takes over, its interfaces end in colo-shadowd, which holds no network device.  What must
+ * hold whatever fails: either this host's copy is the guest (role "active"), or it is destroyed.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <linux/if_tun.h>
+#include <linux/sockios.h>
+
+#include "tools/libxl/remus_run.h"
+
+#define RESUME_PATH_US      60000000u /* the copy's first run, until it has suspended again */
+#define CONTROL_MS          5000
+#define QUIESCE_TRIES       50u
+#define QUIESCE_US          500u
+#define CONFIG_HEAD_MAX     128u
+
+struct secondary {
+    struct remus_run run;
+    struct xc_sr_secondary *sr;
+    struct xc_sr_epoch epoch;
+    struct remus_assembler assembler;
+    bool assembling;
+
+    /* building */
+    char *config;                   /* JSON, as the primary sent it */
+    char guest_name[REMUS_NAME_MAX];
+    unsigned int primary_domid;
+    uv_process_t builder;
+    uv_pipe_t builder_in, builder_out, builder_stream;
+    bool builder_open, builder_running, builder_failed, link_paused, stream_ended, stream_closed;
+    char builder_line[32];
+    size_t builder_line_bytes;
+    bool first_run;                 /* the copy runs its resume path */
+    uint64_t first_run_us, stream_bytes;
+    bool destroying;
+
+    /* life */
+    unsigned int vif_count;
+    struct remus_vif vifs[REMUS_VIFS_MAX];
+    int taps[REMUS_VIFS_MAX];
+    char *frontends;                /* newest that were written */
+    uint32_t frontends_bytes;
+    bool applied_once, active;
+};
+
+static struct secondary *self(struct remus_run *r)
+{
+    return r->side;
+}
+
+/* ---- Building ------------------------------------------------------------------------------- */
+
+struct stream_write {
+    uv_write_t request;
+    uint8_t *buffer;
+};
+
+static void on_stream_written(uv_write_t *request, int status)
+{
+    struct stream_write *w = (struct stream_write *)request;
+    struct secondary *s = request->data;
+
+    (void)status;               /* the builder's own exit status tells what went wrong */
+    free(w->buffer);
+    free(w);
+    if (s->link_paused && uv_stream_get_write_queue_size((uv_stream_t *)&s->builder_stream) <
+        RUN_WRITE_QUEUE_MAX) {
+        s->link_paused = false;
+        remus_run_link_pause(&s->run, false);
+    }
+}
+
+static void pipe_write(struct secondary *s, uv_pipe_t *pipe, const void *data, uint32_t length)
+{
+    struct stream_write *w = malloc(sizeof(*w));
+    uv_buf_t buf;
+
+    if (!w)
+        return;
+    w->buffer = malloc(length);
+    if (!w->buffer) {
+        free(w);
+        return;
+    }
+    memcpy(w->buffer, data, length);
+    w->request.data = s;
+    buf = uv_buf_init((char *)w->buffer, length);
+    if (uv_write(&w->request, (uv_stream_t *)pipe, &buf, 1, on_stream_written)) {
+        free(w->buffer);
+        free(w);
+    }
+}
+
+static void begin_first_run(struct secondary *s, uint32_t domid);
+
+static void on_builder_exit(uv_process_t *process, int64_t status, int signal_number)
+{
+    struct secondary *s = process->data;
+    struct remus_run *r = &s->run;
+    unsigned long domid = strtoul(s->builder_line, NULL, 10);
+
+    s->builder_running = false;
+    if (s->destroying) {
+        /* A builder that lost its stream removes what it had made; a finished one leaves a domain. */
+        if (!status && !signal_number && domid)
+            r->h.domid = (uint32_t)domid;
+        s->destroying = false;
+        r->ops->action(r, &(struct remus_action){ .type = RA_DESTROY });
+        return;
+    }
+    if (status || signal_number || !domid) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)-EIO,
+                       "the copy could not be built: libxenlight's messages are in the log");
+        return;
+    }
+    begin_first_run(s, (uint32_t)domid);
+}
+
+static void on_line_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    struct secondary *s = handle->data;
+    size_t room = sizeof(s->builder_line) - 1 - s->builder_line_bytes;
+
+    (void)suggested;
+    *buf = uv_buf_init(s->builder_line + s->builder_line_bytes, (unsigned int)room);
+}
+
+static void on_line(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct secondary *s = stream->data;
+
+    (void)buf;
+    if (n > 0)
+        s->builder_line_bytes += (size_t)n;
+    else if (n < 0)
+        uv_read_stop(stream);
+    s->builder_line[s->builder_line_bytes] = 0;
+}
+
+static int start_builder(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    char path[512], script[512], name[REMUS_NAME_MAX + 16], domid[16];
+    char *args[] = { "remus-guest", "restore", name, domid, script, NULL };
+    uv_stdio_container_t stdio[4];
+    uv_process_options_t options = { .flags = UV_PROCESS_DETACHED };
+    int rc;
+
+    snprintf(path, sizeof(path), "%s/remus-guest", r->p->libexec);
+    snprintf(script, sizeof(script), "%s/remus-vif-script", r->p->libexec);
+    snprintf(name, sizeof(name), "%s--incoming", s->guest_name);
+    snprintf(domid, sizeof(domid), "%u", s->primary_domid);
+    uv_pipe_init(&r->loop, &s->builder_in, 0);
+    uv_pipe_init(&r->loop, &s->builder_out, 0);
+    uv_pipe_init(&r->loop, &s->builder_stream, 0);
+    s->builder_in.data = s->builder_out.data = s->builder_stream.data = s;
+    stdio[0].flags = UV_CREATE_PIPE | UV_READABLE_PIPE;
+    stdio[0].data.stream = (uv_stream_t *)&s->builder_in;
+    stdio[1].flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE;
+    stdio[1].data.stream = (uv_stream_t *)&s->builder_out;
+    stdio[2].flags = UV_INHERIT_FD;
+    stdio[2].data.fd = 2;
+    stdio[3].flags = UV_CREATE_PIPE | UV_READABLE_PIPE;
+    stdio[3].data.stream = (uv_stream_t *)&s->builder_stream;
+    options.file = path;
+    options.args = args;
+    options.stdio = stdio;
+    options.stdio_count = 4;
+    options.exit_cb = on_builder_exit;
+    s->builder.data = s;
+    rc = uv_spawn(&r->loop, &s->builder, &options);
+    if (rc)
+        return rc;
+    s->builder_open = s->builder_running = true;
+    uv_read_start((uv_stream_t *)&s->builder_out, on_line_room, on_line);
+    pipe_write(s, &s->builder_in, s->config, (uint32_t)strlen(s->config));
+    uv_close((uv_handle_t *)&s->builder_in, NULL);
+    return 0;
+}
+
+/* CONFIG: "DOMID NAME\n" and the JSON text. */
+static int take_config(struct secondary *s, const uint8_t *payload, uint32_t length)
+{
+    char head[CONFIG_HEAD_MAX + 1], name[REMUS_NAME_MAX];
+    const uint8_t *end = memchr(payload, '\n', length < CONFIG_HEAD_MAX ? length
+                                : CONFIG_HEAD_MAX);
+    unsigned int domid, i;
+    uint32_t head_bytes;
+
+    if (!end || s->config)
+        return -EBADMSG;
+    head_bytes = (uint32_t)(end - payload);
+    memcpy(head, payload, head_bytes);
+    head[head_bytes] = 0;
+    if (sscanf(head, "%u %63s", &domid, name) != 2 || domid == 0 || domid >= 0x7ff0)
+        return -EBADMSG;
+    for (i = 0; name[i]; i++)
+        if (!isalnum((unsigned char)name[i]) && !strchr("-_.+:@", name[i]))
+            return -EBADMSG;
+    s->config = malloc(length - head_bytes);
+    if (!s->config)
+        return -ENOMEM;
+    memcpy(s->config, end + 1, length - head_bytes - 1);
+    s->config[length - head_bytes - 1] = 0;
+    s->primary_domid = domid;
+    snprintf(s->guest_name, sizeof(s->guest_name), "%s", name);
+    snprintf(s->run.name, sizeof(s->run.name), "%s", name);
+    return 0;
+}
+
+static void end_stream(struct secondary *s)
+{
+    if (s->builder_open && !s->stream_closed) {
+        s->stream_closed = true;
+        uv_close((uv_handle_t *)&s->builder_stream, NULL);
+    }
+}
+
+/* ---- The copy's first run ------------------------------------------------------------------- */
+
+static void begin_first_run(struct secondary *s, uint32_t domid)
+{
+    struct remus_run *r = &s->run;
+    char text[32];
+    int rc;
+
+    r->h.domid = r->status.domid = domid;
+    snprintf(text, sizeof(text), "%d", (int)getpid());
+    remus_guest_publish(r->xs, domid, "pid", text);
+    remus_guest_publish(r->xs, domid, "role", "secondary");
+    remus_guest_publish(r->xs, domid, "mode", r->p->core.mode->name);
+    remus_guest_publish(r->xs, domid, "peer", r->p->peer ? r->p->peer : "");
+    rc = xc_sr_secondary_open(&s->sr, &r->h);
+    /* The request is there before the guest runs: it suspends as soon as it has resumed. */
+    if (!rc)
+        rc = remus_guest_suspend_ask(r->xs, domid);
+    if (!rc && xc_domain_unpause(r->h.xch, domid))
+        rc = -errno;
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the copy cannot be started: %s",
+                       strerror(-rc));
+        return;
+    }
+    s->first_run = true;
+    s->first_run_us = remus_run_now_us();
+}
+
+/* Name of the tap that stands for interface i after failover. */
+static void tap_name(const struct secondary *s, unsigned int i, char name[IFNAMSIZ])
+{
+    snprintf(name, IFNAMSIZ, "remus%u.%u", s->run.h.domid & 0x7fffu, i % REMUS_VIFS_MAX);
+}
+
+static int open_tap(struct secondary *s, unsigned int i)
+{
+    struct ifreq request = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
+    int fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+
+    if (fd < 0)
+        return -errno;
+    tap_name(s, i, request.ifr_name);
+    if (ioctl(fd, TUNSETIFF, &request)) {
+        int rc = -errno;
+
+        close(fd);
+        return rc;
+    }
+    s->taps[i] = fd;
+    return 0;
+}
+
+static int start_shadow(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    char path[64], domid[16], vifs[16], **names;
+    char *args[] = { "colo-shadowd", "--domid", domid, "--vifs", vifs, NULL };
+    unsigned int n = 0, i;
+    int rc = 0;
+
+    if (!r->p->net)
+        return 0;
+    snprintf(path, sizeof(path), "/local/domain/%u/device/vif", r->h.domid);
+    names = xs_directory(r->xs, XBT_NULL, path, &n);
+    free(names);
+    if (n > REMUS_VIFS_MAX)
+        return -E2BIG;
+    s->vif_count = n;
+    for (i = 0; !rc && i < n; i++) {
+        rc = remus_guest_vif_unbind(r->h.domid, i);
+        if (!rc)
+            rc = open_tap(s, i);
+    }
+    if (rc || !n)
+        return rc;
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    snprintf(vifs, sizeof(vifs), "%u", n);
+    return remus_run_daemon_start(r, "colo-shadowd", args, r->p->packet_fd);
+}
+
+static void end_first_run(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    int rc;
+
+    s->first_run = false;
+    rc = start_shadow(s);
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the copy's network backend cannot "
+                       "be started: %s", strerror(-rc));
+        return;
+    }
+    remus_run_log(r, XC_SR_INFO, "copy built as domain %u", r->h.domid);
+    remus_run_post(r, RE_BUILT, 0, 0, NULL);
+}
+
+/* ---- Applying an epoch ---------------------------------------------------------------------- */
+
+/* Guest paused at a moment when nothing is under way between it and xenstored. */
+static int pause_quiescent(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    unsigned int tries;
+
+    for (tries = 0;; tries++) {
+        if (xc_domain_pause(r->h.xch, r->h.domid))
+            return -errno;
+        if (xc_sr_secondary_quiescent(s->sr))
+            return 0;
+        if (tries == QUIESCE_TRIES) {
+            remus_run_log(r, XC_SR_WARN, "the copy's xenstore ring is busy; replacing it all the "
+                          "same");
+            return 0;
+        }
+        xc_domain_unpause(r->h.xch, r->h.domid);
+        usleep(QUIESCE_US);
+    }
+}
+
+static int write_frontends(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_FRONTENDS);
+    char *copy;
+    int rc;
+
+    if (!record || !r->p->net)
+        return s->vif_count ? -EBADMSG : 0;
+    if (s->frontends && record->length == s->frontends_bytes &&
+        !memcmp(record->body, s->frontends, record->length))
+        return 0;
+    rc = remus_guest_frontends_write(r->xs, r->h.domid, (const char *)record->body,
+                                     record->length);
+    if (rc)
+        return rc;
+    copy = malloc(record->length);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, record->body, record->length);
+    free(s->frontends);
+    s->frontends = copy;
+    s->frontends_bytes = record->length;
+    return r->p->net ? remus_guest_vifs(r->xs, r->h.domid, s->vifs, &s->vif_count) : 0;
+}
+
+static int attach(struct secondary *s, uint64_t running_epoch)
+{
+    struct remus_run *r = &s->run;
+    struct ctl_msg msg = { .type = CTL_ATTACH, .epoch = running_epoch, .count = s->vif_count };
+    struct ctl_attach list[REMUS_VIFS_MAX];
+    unsigned int i;
+    int rc;
+
+    if (!s->vif_count)
+        return 0;
+    for (i = 0; i < s->vif_count; i++)
+        list[i] = s->vifs[i].attach;
+    rc = ctl_send_wait(r->daemon.fd, &msg, list, NULL, NULL, 0, CONTROL_MS);
+    return rc ? rc : remus_run_daemon_wait(r, CTL_ATTACHED, CONTROL_MS);
+}
+
+static int detach(struct secondary *s, uint64_t epoch)
+{
+    struct remus_run *r = &s->run;
+    int rc;
+
+    if (!s->vif_count)
+        return 0;
+    rc = ctl_say(r->daemon.fd, CTL_DETACH, 0, epoch, NULL);
+    return rc ? rc : remus_run_daemon_wait(r, CTL_DETACHED, CONTROL_MS);
+}
+
+static void apply(struct secondary *s, uint64_t epoch)
+{
+    struct remus_run *r = &s->run;
+    struct xc_sr_apply_stats stats = { 0 };
+    uint64_t began = remus_run_now_us(), detached, applied, attached;
+    const char *step = "pausing";
+    struct remus_applied report;
+    int rc;
+
+    if (s->applied_once) {
+        rc = pause_quiescent(s);
+        step = "detaching its network backend";
+        if (!rc)
+            rc = detach(s, epoch);
+    } else {
+        const struct xc_sr_record *table = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_EVTCHN);
+        bool rebuilt;
+
+        step = "binding its event channels";
+        rc = table ? xc_sr_secondary_evtchn(s->sr, (const struct remus_evtchn *)table->body,
+                                            table->length / (uint32_t)sizeof(struct remus_evtchn),
+                                            &rebuilt) : -EBADMSG;
+    }
+    detached = remus_run_now_us();
+    if (!rc) {
+        step = "replacing its memory";
+        rc = xc_sr_secondary_apply(s->sr, &s->epoch, &stats);
+    }
+    applied = remus_run_now_us();
+    if (!rc) {
+        step = "writing its frontends' nodes";
+        rc = write_frontends(s);
+    }
+    if (!rc) {
+        step = "attaching its network backend";
+        rc = attach(s, epoch + 1);
+    }
+    attached = remus_run_now_us();
+    if (!rc && r->core.params.mode->secondary_runs) {
+        step = "resuming";
+        if (s->applied_once)
+            rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
+        else
+            rc = xc_sr_resume(&r->h);
+        if (!rc && !s->applied_once)
+            remus_guest_resumed(r->xs, r->h.domid);
+        if (!rc && s->vif_count)
+            rc = ctl_say(r->daemon.fd, CTL_GO, 0, epoch + 1, NULL);
+    }
+    if (rc) {
+        remus_run_post(r, RE_FAILED, epoch, (uint64_t)(int64_t)rc, "epoch %lu could not be applied, "
+                       "%s the copy failed: %s", (unsigned long)epoch, step, strerror(-rc));
+        return;
+    }
+    s->applied_once = true;
+    report = (struct remus_applied){
+        .paused_us = remus_run_now_us() - began, .rolled_back = stats.rolled_back,
+        .verify_bad = stats.verify_bad, .first_bad_gfn = stats.first_bad_gfn,
+    };
+    remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu us, "
+                  "attach %lu us", (unsigned long)s->epoch.pages, (unsigned long)stats.rolled_back,
+                  (unsigned long)(detached - began), (unsigned long)(applied - detached),
+                  (unsigned long)(attached - applied));
+    r->status.apply_us = report.paused_us;
+    r->status.rolled_back = stats.rolled_back;
+    r->status.dirty_pages = s->epoch.pages;
+    r->status.checkpoints++;
+    r->status.protected_now = true;
+    if (r->p->verify) {
+        r->status.verify_epochs++;
+        r->status.verify_bad += stats.verify_bad;
+    }
+    remus_run_send(r, REMUS_FRAME_APPLIED, epoch, &report, sizeof(report));
+    remus_run_post(r, RE_APPLIED, epoch, 0, NULL);
+}
+
+/* ---- Taking over ---------------------------------------------------------------------------- */
+
+static int bridge_tap(struct secondary *s, unsigned int i)
+{
+    struct ifreq request = { 0 };
+    unsigned int index;
+    char name[IFNAMSIZ];
+    int fd, rc = 0;
+
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    tap_name(s, i, name);
+    index = if_nametoindex(name);
+    if (!index)
+        rc = -errno;
+    if (!rc && s->vifs[i].bridge[0]) {
+        snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", s->vifs[i].bridge);
+        request.ifr_ifindex = (int)index;
+        if (ioctl(fd, SIOCBRADDIF, &request) && errno != EBUSY)
+            rc = -errno;
+    }
+    if (!rc) {
+        memset(&request, 0, sizeof(request));
+        tap_name(s, i, request.ifr_name);
+        request.ifr_flags = IFF_UP | IFF_RUNNING;
+        if (ioctl(fd, SIOCSIFFLAGS, &request))
+            rc = -errno;
+    }
+    close(fd);
+    return rc;
+}
+
+static void take_over(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    struct ctl_msg msg = { .type = CTL_FAILOVER, .epoch = r->core.epoch };
+    char domid[16], *args[] = { "remus-guest", "rename", domid, s->guest_name, NULL };
+    unsigned int i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < s->vif_count; i++)
+        rc = bridge_tap(s, i);
+    if (!rc && s->vif_count) {
+        rc = ctl_send_wait(r->daemon.fd, &msg, NULL, NULL, s->taps, s->vif_count, CONTROL_MS);
+        if (!rc)
+            rc = remus_run_daemon_wait(r, CTL_ACTIVE, CONTROL_MS);
+    }
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
+                       "the guest's network cannot be opened: %s", strerror(-rc));
+        return;
+    }
+    r->status.failover_ms = (remus_run_now_us() - r->core.heard_us) / 1000;
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    if (remus_run_command(r, args, NULL, 0, NULL, 0))
+        remus_run_log(r, XC_SR_WARN, "took over, but the guest keeps the name %s--incoming",
+                      s->guest_name);
+    remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
+    remus_guest_publish(r->xs, r->h.domid, "reason", r->core.reason);
+    remus_run_log(r, XC_SR_WARN, "took over %lu ms after the last sign of %s",
+                  (unsigned long)r->status.failover_ms, r->p->peer);
+    remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
+}
+
+/* From here on this process is what `xl create` leaves behind for a guest. */
+static void mind(struct secondary *s, const struct remus_action *a)
+{
+    struct remus_run *r = &s->run;
+    unsigned int i;
+
+    s->active = true;
+    remus_run_link_close(r);
+    xc_sr_secondary_close(s->sr, true);
+    s->sr = NULL;
+    xc_sr_epoch_free(&s->epoch);
+    for (i = 0; i < REMUS_VIFS_MAX; i++) {
+        if (s->taps[i] >= 0)
+            close(s->taps[i]);  /* colo-shadowd has its own */
+        s->taps[i] = -1;
+    }
+    r->result->end = (enum remus_end)a->value;
+    snprintf(r->status.reason, sizeof(r->status.reason), "%s", a->text);
+    r->status.protected_now = false;
+    remus_run_status(r, true);
+    if (r->p->active)
+        r->p->active(r->p->arg, r->h.domid);
+}
+
+static void mind_end(struct secondary *s, uint32_t reason)
+{
+    struct remus_run *r = &s->run;
+    char domid[16], why[16], line[32] = "";
+    char *args[] = { "remus-guest", "end", domid, why, NULL };
+    struct remus_action finish = { .type = RA_FINISH, .value = REMUS_END_ACTIVE };
+
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    snprintf(why, sizeof(why), "%u", reason);
+    remus_run_daemon_stop(r);
+    if (reason != ~0u &&
+        remus_run_command(r, args, s->config, strlen(s->config), line, sizeof(line)))
+        remus_run_log(r, XC_SR_ERROR, "the guest ended (reason %u), but its on_ action failed",
+                      reason);
+    line[strcspn(line, "\n")] = 0;
+    snprintf(finish.text, sizeof(finish.text), "the guest ended by itself (reason %u): %s",
+             reason, line);
+    remus_run_finish(r, &finish);
+}
+
+/* ---- Letting go ------------------------------------------------------------------------------ */
+
+static void destroy(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    char domid[16], *args[] = { "remus-guest", "destroy", domid, NULL };
+    int rc;
+
+    end_stream(s);
+    if (s->builder_running) {
+        s->destroying = true;   /* goes on in on_builder_exit */
+        return;
+    }
+    remus_run_daemon_stop(r);
+    if (r->h.domid) {
+        snprintf(domid, sizeof(domid), "%u", r->h.domid);
+        xc_domain_pause(r->h.xch, r->h.domid);
+        rc = remus_run_command(r, args, NULL, 0, NULL, 0);
+        if (rc) {
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)-EIO, "domain %u, the copy of %s, "
+                           "cannot be destroyed; it is paused: xl destroy %u", r->h.domid,
+                           s->guest_name, r->h.domid);
+            return;
+        }
+        r->h.domid = 0;
+    }
+    remus_run_post(r, RE_DESTROYED, 0, 0, NULL);
+}
+
+static void send_heartbeat(struct remus_run *r)
+{
+    struct remus_heartbeat beat = {
+        .sent_us = remus_run_now_us(), .echo_us = r->peer_sent_us, .state = r->core.state,
+    };
+
+    remus_run_send(r, REMUS_FRAME_HEARTBEAT, 0, &beat, sizeof(beat));
+}
+
+static void secondary_action(struct remus_run *r, const struct remus_action *a)
+{
+    struct secondary *s = self(r);
+
+    switch (a->type) {
+    case RA_SEND_READY:
+        remus_run_send(r, REMUS_FRAME_READY, 0, NULL, 0);
+        break;
+    case RA_ACK:
+        remus_run_send(r, REMUS_FRAME_ACK, a->epoch, NULL, 0);
+        break;
+    case RA_APPLY:
+        apply(s, a->epoch);
+        break;
+    case RA_SEND_APPLIED:
+        break;                  /* sent by apply, which knows the figures */
+    case RA_DROP_PARTIAL:
+        s->assembling = false;
+        break;
+    case RA_TAKEOVER:
+        take_over(s);
+        break;
+    case RA_DESTROY:
+        destroy(s);
+        break;
+    case RA_SEND_STOP: {
+        struct remus_stop stop = { .reason = (uint32_t)a->value, .guest_reason = ~0u };
+
+        remus_run_send(r, REMUS_FRAME_STOP, 0, &stop, sizeof(stop));
+        break;
+    }
+    case RA_SEND_STOPPED:
+        remus_run_send(r, REMUS_FRAME_STOPPED, 0, NULL, 0);
+        break;
+    case RA_SEND_ERROR:
+        remus_run_send(r, REMUS_FRAME_ERROR, 0, a->text, (uint32_t)strlen(a->text));
+        break;
+    case RA_SEND_HEARTBEAT:
+        send_heartbeat(r);
+        break;
+    case RA_ARBITRATE:
+        /* Without an arbiter the loss of the link counts as the loss of the peer. */
+        remus_run_log(r, XC_SR_WARN, "%s", r->core.reason);
+        remus_run_link_close(r);
+        remus_run_post(r, RE_ARBITRATED, 0, 1, NULL);
+        break;
+    case RA_FINISH:
+        if (a->value == REMUS_END_ACTIVE)
+            mind(s, a);
+        else
+            remus_run_finish(r, a);
+        break;
+    default:
+        remus_run_log(r, XC_SR_ERROR, "action %d is not the secondary's", (int)a->type);
+    }
+}
+
+/* ---- What comes in -------------------------------------------------------------------------- */
+
+static void epoch_frame(struct secondary *s, const struct remus_frame *f, const uint8_t *payload)
+{
+    struct remus_run *r = &s->run;
+    xc_dominfo_t info;
+    int rc;
+
+    if (!s->assembling) {
+        if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) != 1)
+            return;
+        xc_sr_epoch_reset(&s->epoch, f->epoch);
+        remus_assembler_begin(&s->assembler, &s->epoch, REMUS_GFN_MASK,
+                              info.nr_pages + 1024);
+        s->assembling = true;
+    }
+    rc = remus_assembler_frame(&s->assembler, f, payload);
+    if (rc < 0) {
+        s->assembling = false;
+        remus_run_post(r, RE_PEER_BAD, f->epoch, 0, "epoch %lu: %s", (unsigned long)f->epoch,
+                       s->assembler.error);
+    } else if (rc == 1) {
+        s->assembling = false;
+        remus_run_post(r, RE_PEER_EPOCH_COMPLETE, f->epoch, 0, NULL);
+    } else {
+        remus_run_post(r, RE_PEER_EPOCH_FRAME, f->epoch, 0, NULL);
+    }
+}
+
+static void stream_frame(struct secondary *s, const struct remus_frame *f, const uint8_t *payload)
+{
+    struct remus_run *r = &s->run;
+    int rc;
+
+    if (!s->builder_open) {
+        rc = s->config ? start_builder(s) : -EBADMSG;
+        if (rc) {
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot start building the "
+                           "copy: %s", strerror(-rc));
+            return;
+        }
+    }
+    if (s->stream_closed)
+        return;
+    s->stream_bytes += f->length;
+    pipe_write(s, &s->builder_stream, payload, f->length);
+    if (!s->link_paused && uv_stream_get_write_queue_size((uv_stream_t *)&s->builder_stream) >
+        RUN_WRITE_QUEUE_MAX) {
+        s->link_paused = true;
+        remus_run_link_pause(r, true);
+    }
+    remus_run_post(r, RE_PEER_STREAM, 0, 0, NULL);
+}
+
+static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
+                            const uint8_t *payload)
+{
+    struct secondary *s = self(r);
+    struct remus_stop stop = { .reason = REMUS_STOP_FAILED };
+    struct remus_hello hello;
+
+    switch (f->type) {
+    case REMUS_FRAME_HELLO:
+        if (f->length != sizeof(hello)) {
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "HELLO of %u bytes", f->length);
+            break;
+        }
+        memcpy(&hello, payload, sizeof(hello));
+        if (hello.version != REMUS_PROTOCOL_VERSION || hello.mode != r->p->core.mode->wire)
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "%s speaks version %u, mode %u of the protocol, "
+                           "this host version %u, mode %u", r->p->peer, hello.version, hello.mode,
+                           REMUS_PROTOCOL_VERSION, r->p->core.mode->wire);
+        break;
+    case REMUS_FRAME_CONFIG:
+        if (take_config(s, payload, f->length))
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "the configuration that %s sent is malformed",
+                           r->p->peer);
+        break;
+    case REMUS_FRAME_STREAM:
+        stream_frame(s, f, payload);
+        break;
+    case REMUS_FRAME_STREAM_END:
+        s->stream_ended = true;
+        break;
+    case REMUS_FRAME_PAGES:
+    case REMUS_FRAME_RECORD:
+    case REMUS_FRAME_EPOCH_END:
+        if (r->h.domid && s->sr)
+            epoch_frame(s, f, payload);
+        else
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "an epoch before the copy was built");
+        break;
+    case REMUS_FRAME_STOP:
+        if (f->length >= sizeof(stop))
+            memcpy(&stop, payload, sizeof(stop));
+        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection (reason %u)",
+                       r->p->peer, stop.reason);
+        break;
+    case REMUS_FRAME_STOPPED:
+        remus_run_post(r, RE_PEER_STOPPED, 0, 0, NULL);
+        break;
+    default:
+        if (!(f->type & REMUS_FRAME_OPTIONAL))
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "frame type %u is not for a secondary", f->type);
+    }
+}
+
+static void secondary_control(struct remus_run *r, const struct ctl_in *in)
+{
+    (void)r;
+    (void)in;                   /* every answer of colo-shadowd is waited for where it is asked */
+}
+
+static void secondary_watch(struct remus_run *r)
+{
+    struct secondary *s = self(r);
+    uint32_t reason;
+
+    if (!r->h.domid)
+        return;
+    switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
+    case REMUS_GUEST_RUNS:
+        break;
+    case REMUS_GUEST_SUSPENDED:
+        if (s->first_run)
+            end_first_run(s);
+        break;
+    case REMUS_GUEST_ENDED:
+        if (s->active)
+            mind_end(s, reason);
+        else if (s->first_run)
+            remus_run_post(r, RE_FAILED, 0, 0, "the copy ended while it resumed (reason %u)",
+                           reason);
+        /* Otherwise the primary's guest is about to do the same, or the next checkpoint repairs it. */
+        break;
+    }
+}
+
+static void secondary_periodic(struct remus_run *r)
+{
+    struct secondary *s = self(r);
+
+    if (s->first_run && remus_run_now_us() - s->first_run_us > RESUME_PATH_US) {
+        s->first_run = false;
+        remus_run_post(r, RE_FAILED, 0, 0, "the copy did not get through its resume path in %u s",
+                       RESUME_PATH_US / 1000000);
+    }
+}
+
+static const struct remus_run_ops secondary_ops = {
+    .action = secondary_action, .frame = secondary_frame, .control = secondary_control,
+    .watch = secondary_watch, .periodic = secondary_periodic,
+};
+
+int remus_secondary_run(const struct remus_session_params *params,
+                        struct remus_session_result *result)
+{
+    struct secondary *s = calloc(1, sizeof(*s));
+    unsigned int i;
+    int rc;
+
+    if (!s)
+        return -ENOMEM;
+    for (i = 0; i < REMUS_VIFS_MAX; i++)
+        s->taps[i] = -1;
+    rc = remus_run_init(&s->run, params, &secondary_ops, result, s);
+    if (!rc)
+        rc = remus_run_loop(&s->run);
+    if (s->run.h.domid && s->run.xs)
+        remus_guest_unpublish(s->run.xs, s->run.h.domid);
+    xc_sr_secondary_close(s->sr, false);
+    remus_run_dispose(&s->run);
+    for (i = 0; i < REMUS_VIFS_MAX; i++)
+        if (s->taps[i] >= 0)
+            close(s->taps[i]);
+    xc_sr_epoch_free(&s->epoch);
+    free(s->frontends);
+    free(s->config);
+    free(s);
+    return rc;
+}

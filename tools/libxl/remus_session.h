@@ -1,0 +1,77 @@
+/*
+ * remus_session.h: one protection session on one host: what tools/xl starts and watches.
+ *
+ * remus_primary_run and remus_secondary_run are the coordinators: they own the guest, the link, the
+ * packet daemons and the decision core, and return when the session is over.  They are called in a
+ * process of their own (they use libuv's loop and libxenlight's child handling).
+ */
+#ifndef REMUS_SESSION_H
+#define REMUS_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tools/libxc/xc_sr.h"
+#include "tools/libxl/remus_core.h"
+#include "tools/remus/ctl.h"
+
+/* What an operator sees: filled at every change and at least once a second. */
+struct remus_status {
+    enum remus_role role;
+    enum remus_state state;
+    char domain[64], peer[256], mode[16];
+    uint32_t domid;
+    bool protected_now;             /* an acknowledged epoch exists and the peer is alive */
+    uint64_t epoch, epoch_age_ms;
+    uint64_t checkpoints, requested[CTL_WHY_COUNT]; /* those that comparison asked for, by reason */
+    /* initial copy */
+    struct xc_sr_progress copy;
+    uint64_t copy_ms;               /* 0 until done */
+    /* newest checkpoint, and over the session */
+    uint64_t dirty_pages, epoch_bytes;
+    uint64_t pause_us, pause_us_max, pause_us_median; /* guest stopped */
+    uint64_t ack_us, apply_us, rolled_back;
+    uint64_t verify_epochs, verify_bad;
+    uint64_t held_packets, output_delay_us, output_delay_us_max;
+    uint64_t failover_ms;           /* secondary: from last sign of life to open output */
+    struct xc_sr_cache_stats cache;
+    struct ctl_stats net;
+    char last_divergence[200];
+    char reason[200];               /* why the newest change of state */
+};
+
+struct remus_session_params {
+    enum remus_role role;
+    uint32_t domid;                 /* primary: the guest; secondary: 0 */
+    const char *peer;               /* host name for messages */
+    struct remus_core_params core;
+    bool verify, net, disk;
+    uint32_t vifs;                  /* interfaces to protect (from preflight) */
+    int link_fd;                    /* connected, secret already proven; owned by the session */
+    int packet_fd;                  /* -1 without net; owned by the session */
+    const char *libexec;            /* directory of colo-proxyd, colo-shadowd, remus-save-helper */
+    uint64_t cache_pages;           /* budget of the page-mapping cache; 0: whole guest */
+    uint32_t deadline_min_ms, deadline_max_ms; /* comparison; 0: defaults */
+    uint8_t session[16];            /* UUID */
+    void *arg;
+    void (*log)(void *arg, enum xc_sr_level level, const char *text);
+    void (*status)(void *arg, const struct remus_status *status);
+    /* Polled by the loop; set from a signal handler: 1 orderly stop. */
+    volatile int *stop_request;
+    /* Secondary: called when it took over and is about to serve the guest for good (detach from the
+     * terminal and ssh); may be NULL. */
+    void (*active)(void *arg, uint32_t domid);
+};
+
+struct remus_session_result {
+    enum remus_end end;
+    uint64_t detail;                /* SHUTDOWN_* for REMUS_END_GUEST */
+    char reason[200];
+    struct remus_status last;
+};
+
+/* 0 when the session ran and ended as result says; negative errno when it could not begin. */
+int remus_primary_run(const struct remus_session_params *p, struct remus_session_result *result);
+int remus_secondary_run(const struct remus_session_params *p, struct remus_session_result *result);
+
+#endif /* REMUS_SESSION_H */

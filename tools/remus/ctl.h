@@ -1,0 +1,97 @@
+/*
+ * ctl.h: what a coordinator says to its packet daemons, and they to it.
+ *
+ * A SOCK_SEQPACKET pair on one host (descriptor REMUS_CTL_FD of the daemon); one struct ctl_msg
+ * per packet, text after it where the type says so.  The packet channel to the other host is
+ * descriptor REMUS_CHANNEL_FD (a connected, already authenticated stream socket).
+ * The daemon drops its privileges once its sockets are open, before it reads the first byte of
+ * the channel or of a guest, and says READY then.  End of file on the control socket means that
+ * the coordinator is gone: the daemon exits, which leaves a protected guest's output dropped
+ * (colo-proxyd: nobody listens to the queue) or unheard (colo-shadowd: it holds no device) —
+ * except colo-shadowd after failover, which goes on serving the guest.
+ */
+#ifndef REMUS_CTL_H
+#define REMUS_CTL_H
+
+#include <stdint.h>
+
+#define REMUS_CTL_FD      3
+#define REMUS_CHANNEL_FD  4
+#define REMUS_VIFS_MAX    8u
+#define CTL_TEXT_MAX      512u
+
+enum ctl_type {
+    /* coordinator -> colo-proxyd */
+    CTL_INPUT_STOP = 1,   /* hold the guest's input from now on; answered by INPUT_STOPPED when every
+                             earlier verdict is out and copied to the channel */
+    CTL_CUT,              /* guest is stopped and its tx rings are drained: read the queues empty; all
+                             output so far belongs to ctl_msg.epoch, later output to epoch + 1; input
+                             flows again, tagged epoch + 1; answered by CUT_DONE */
+    CTL_RELEASE,          /* epoch acknowledged: let go every held output of epochs <= epoch */
+    CTL_HOLD,             /* stop releasing by comparison (secondary lost, not yet known to be out) */
+    CTL_UNPROTECT,        /* let everything held go, accept all from now on, answer UNPROTECTED */
+    CTL_FENCE,            /* drop everything held, drop all from now on, answer FENCED */
+    CTL_INPUT_GO,         /* input flows again without a cut (a checkpoint that was given up) */
+    /* coordinator -> colo-shadowd */
+    CTL_ATTACH = 32,      /* struct ctl_attach[] follows: guest paused, memory and tables replaced;
+                             (re)attach at the rings' present state; epoch = the one that runs now;
+                             answered by ATTACHED */
+    CTL_DETACH,           /* guest paused: touch no ring until ATTACH; input of epochs <= epoch that was
+                             not injected is to be forgotten; answered by DETACHED */
+    CTL_GO,               /* guest is running: inject and drain */
+    CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
+                             first what never matched, then announce; answered by ACTIVE */
+    /* both */
+    CTL_STATS_GET = 64,   /* answered by STATS */
+    CTL_QUIT,             /* orderly end */
+    /* daemon -> coordinator */
+    CTL_READY = 96,
+    CTL_INPUT_STOPPED, CTL_CUT_DONE, CTL_UNPROTECTED, CTL_FENCED,
+    CTL_ATTACHED, CTL_DETACHED, CTL_ACTIVE,
+    CTL_CHECKPOINT,       /* proxyd: comparison wants one; code = enum ctl_why; text says which flow */
+    CTL_CHANNEL_LOST,     /* the packet channel ended or broke; text */
+    CTL_STATS,            /* struct ctl_stats follows */
+    CTL_FAILED,           /* text; the daemon exits */
+};
+
+enum ctl_why {
+    CTL_WHY_DIVERGED = 1, /* payload differs */
+    CTL_WHY_DEADLINE,     /* no partner in time */
+    CTL_WHY_UNCOMPARABLE, /* SYN options, RST, FIN that cannot be mapped */
+    CTL_WHY_QUEUE,        /* a queue or table is three quarters full */
+    CTL_WHY_COUNT
+};
+
+struct ctl_msg {
+    uint32_t type;
+    uint32_t code;
+    uint64_t epoch;
+    uint32_t count;       /* of the structures that follow */
+    uint32_t text_bytes;  /* text that follows them, no NUL */
+};
+
+struct ctl_attach {
+    uint32_t domid;
+    uint32_t vif;         /* index */
+    uint32_t tx_ref, rx_ref;
+    uint32_t tx_port, rx_port;     /* the guest's ports; equal when not split */
+    uint32_t sg, gso4, gso6, csum6_offload; /* frontend features as written in xenstore; csum6 1 = ok */
+    uint32_t rx_copy;
+    uint8_t  mac[6];
+    uint8_t  reserved[2];
+};
+
+struct ctl_stats {        /* counters since start; gauges marked (g) */
+    uint64_t input_packets, input_bytes;        /* towards the guest */
+    uint64_t output_packets, output_bytes;      /* from the guest */
+    uint64_t released_equal, released_epoch;    /* proxyd: matched; by checkpoint */
+    uint64_t held, held_bytes, held_max;        /* (g) (g) */
+    uint64_t flows, flows_max;                  /* (g) */
+    uint64_t dropped_old, dropped_other;        /* old-epoch secondary output; everything else, each logged */
+    uint64_t checkpoints[CTL_WHY_COUNT];
+    uint64_t delay_us_sum, delay_us_max;        /* primary output: from queue to release */
+    uint64_t lag_us;                            /* (g) smoothed: primary's packet to secondary's */
+    uint64_t attach_us_sum, attach_us_max, attaches; /* shadowd: CPU time of attaching */
+};
+
+#endif /* REMUS_CTL_H */

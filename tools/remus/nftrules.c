@@ -1,0 +1,349 @@
+/* nftrules.c: see nftrules.h. */
+#define _GNU_SOURCE 1
+
+#include "tools/remus/nftrules.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <nftables/libnftables.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define NFT_LOCK        "/run/remus-nft.lock"
+#define NFT_TABLE       "bridge remus"
+#define NFT_VIFS_MAX    4096u
+#define NFT_SCRIPT_MAX  4096u
+
+/*
+ * The maps' values are declared with the type of `ct zone`, a host order integer of 16 bits, which is
+ * what a queue number is: nftables 1.0.6 has no name for that type itself.
+ * Output is caught before any other rule sees it, so that the comparison knows all that the guest sent;
+ * input after all others, so that the copy gets exactly what the guest gets.
+ */
+static const char nft_create[] =
+    "create table " NFT_TABLE "\n"
+    "add map " NFT_TABLE " output { typeof iifname : ct zone; }\n"
+    "add map " NFT_TABLE " input { typeof oifname : ct zone; }\n"
+    "add set " NFT_TABLE " fenced { type ifname; }\n"
+    "add chain " NFT_TABLE " output { type filter hook prerouting priority -350; policy accept; }\n"
+    "add chain " NFT_TABLE " input { type filter hook postrouting priority 350; policy accept; }\n"
+    "add rule " NFT_TABLE " output iifname @fenced counter drop\n"
+    "add rule " NFT_TABLE " output queue to iifname map @output\n"
+    "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
+    "add rule " NFT_TABLE " input queue to oifname map @input\n";
+
+/* One locked session with nftables. */
+struct nft {
+    int lock_fd;
+    struct nft_ctx *ctx;
+    bool table;                  /* it exists */
+    struct remus_nft_vif *vifs;
+    size_t count;
+    char *error;
+    size_t error_bytes;
+};
+
+static int nft_fail(struct nft *n, int rc, const char *what, const char *detail)
+{
+    snprintf(n->error, n->error_bytes, "packet filter: %s: %s", what,
+             detail && *detail ? detail : strerror(-rc));
+    n->error[strcspn(n->error, "\n")] = '\0';
+    return rc;
+}
+
+/* A name goes into a script: only what the toolstack uses, nothing that nftables could read as more. */
+static bool nft_name_ok(const char *name)
+{
+    size_t i;
+
+    for (i = 0; name[i]; i++) {
+        if (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i])) {
+            return false;
+        }
+    }
+    return i > 0 && i < REMUS_NFT_VIF_BYTES;
+}
+
+static int nft_run(struct nft *n, const char *script, const char *what)
+{
+    if (nft_run_cmd_from_buffer(n->ctx, script)) {
+        return nft_fail(n, -EIO, what, nft_ctx_get_error_buffer(n->ctx));
+    }
+    return 0;
+}
+
+static struct remus_nft_vif *nft_find(struct nft *n, const char *name)
+{
+    size_t i;
+
+    for (i = 0; i < n->count; i++) {
+        if (strcmp(n->vifs[i].name, name) == 0) {
+            return &n->vifs[i];
+        }
+    }
+    return NULL;
+}
+
+static struct remus_nft_vif *nft_find_or_add(struct nft *n, const char *name, size_t name_bytes)
+{
+    char copy[REMUS_NFT_VIF_BYTES];
+    struct remus_nft_vif *vif, *grown;
+
+    if (name_bytes >= sizeof(copy)) {
+        return NULL;
+    }
+    memcpy(copy, name, name_bytes);
+    copy[name_bytes] = '\0';
+    vif = nft_find(n, copy);
+    if (vif) {
+        return vif;
+    }
+    if (n->count == NFT_VIFS_MAX) {
+        return NULL;
+    }
+    grown = reallocarray(n->vifs, n->count + 1, sizeof(*grown));
+    if (!grown) {
+        return NULL;
+    }
+    n->vifs = grown;
+    vif = &n->vifs[n->count++];
+    memset(vif, 0, sizeof(*vif));
+    memcpy(vif->name, copy, sizeof(copy));
+    return vif;
+}
+
+enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED };
+
+/* Takes in `elements = { "vif1.0" : 100, "vif2.0" : 101 }`, or names alone for a set. */
+static int nft_read_elements(struct nft *n, const char *text, enum nft_part part)
+{
+    const char *at = strstr(text, "elements = {");
+    const char *end = at ? strchr(at, '}') : NULL;
+
+    while (end && (at = memchr(at, '"', (size_t)(end - at)))) {
+        const char *name = at + 1;
+        const char *quote = memchr(name, '"', (size_t)(end - name));
+        struct remus_nft_vif *vif;
+
+        if (!quote) {
+            return -EBADMSG;
+        }
+        vif = nft_find_or_add(n, name, (size_t)(quote - name));
+        if (!vif) {
+            return -ENOMEM;
+        }
+        at = quote + 1;
+        if (part == NFT_FENCED) {
+            vif->fenced = true;
+        } else {
+            unsigned int queue;
+
+            if (sscanf(at, " : %u", &queue) != 1 || queue > UINT16_MAX) {
+                return -EBADMSG;
+            }
+            vif->steered = true;
+            if (part == NFT_OUTPUT) {
+                vif->output_queue = (uint16_t)queue;
+            } else {
+                vif->input_queue = (uint16_t)queue;
+            }
+        }
+    }
+    return 0;
+}
+
+static int nft_read(struct nft *n)
+{
+    static const char *const lists[] = {
+        [NFT_OUTPUT] = "list map " NFT_TABLE " output",
+        [NFT_INPUT] = "list map " NFT_TABLE " input",
+        [NFT_FENCED] = "list set " NFT_TABLE " fenced",
+    };
+    const char *text;
+    size_t i;
+    int rc;
+
+    rc = nft_run(n, "list tables bridge", "reading the tables");
+    if (rc) {
+        return rc;
+    }
+    text = nft_ctx_get_output_buffer(n->ctx);
+    n->table = text && strstr(text, "table " NFT_TABLE "\n");
+    for (i = 0; n->table && i < sizeof(lists) / sizeof(lists[0]); i++) {
+        rc = nft_run(n, lists[i], "reading the rules");
+        if (rc) {
+            return rc;
+        }
+        text = nft_ctx_get_output_buffer(n->ctx);
+        rc = nft_read_elements(n, text ? text : "", (enum nft_part)i);
+        if (rc) {
+            return nft_fail(n, rc, lists[i], NULL);
+        }
+    }
+    return 0;
+}
+
+static void nft_end(struct nft *n)
+{
+    if (n->ctx) {
+        nft_ctx_free(n->ctx);
+    }
+    if (n->lock_fd >= 0) {
+        close(n->lock_fd);
+    }
+    free(n->vifs);
+}
+
+/* The lock matters where one coordinator takes the table away because its vif was the last, while
+ * another is adding a vif. */
+static int nft_begin(struct nft *n, const char *vif, char *error, size_t error_bytes)
+{
+    int rc;
+
+    memset(n, 0, sizeof(*n));
+    n->lock_fd = -1;
+    n->error = error;
+    n->error_bytes = error_bytes;
+    if (vif && !nft_name_ok(vif)) {
+        return nft_fail(n, -EINVAL, vif, "not the name of a vif");
+    }
+    n->lock_fd = open(NFT_LOCK, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (n->lock_fd < 0) {
+        return nft_fail(n, -errno, NFT_LOCK, NULL);
+    }
+    while (flock(n->lock_fd, LOCK_EX) < 0) {
+        if (errno != EINTR) {
+            return nft_fail(n, -errno, NFT_LOCK, NULL);
+        }
+    }
+    n->ctx = nft_ctx_new(NFT_CTX_DEFAULT);
+    if (!n->ctx || nft_ctx_buffer_output(n->ctx) || nft_ctx_buffer_error(n->ctx)) {
+        return nft_fail(n, -ENOMEM, "libnftables", NULL);
+    }
+    rc = nft_read(n);
+    return rc;
+}
+
+/* Bounded appending to a script; the sizes are ours, so that an overflow is our mistake. */
+__attribute__((format(printf, 2, 3)))
+static void script_add(char *script, const char *fmt, ...)
+{
+    const size_t used = strlen(script);
+    va_list ap;
+
+    va_start(ap, fmt);
+    if (vsnprintf(script + used, NFT_SCRIPT_MAX - used, fmt, ap) >= (int)(NFT_SCRIPT_MAX - used)) {
+        abort();
+    }
+    va_end(ap);
+}
+
+int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_queue,
+                      char *error, size_t error_bytes)
+{
+    char script[NFT_SCRIPT_MAX] = "";
+    const struct remus_nft_vif *old;
+    struct nft n;
+    int rc;
+
+    rc = nft_begin(&n, vif, error, error_bytes);
+    if (rc) {
+        goto out;
+    }
+    old = nft_find(&n, vif);
+    if (!n.table) {
+        script_add(script, "%s", nft_create);
+    }
+    if (old && old->steered) {
+        script_add(script, "delete element " NFT_TABLE " output { \"%s\" }\n"
+                   "delete element " NFT_TABLE " input { \"%s\" }\n", vif, vif);
+    }
+    script_add(script, "add element " NFT_TABLE " output { \"%s\" : %u }\n"
+               "add element " NFT_TABLE " input { \"%s\" : %u }\n",
+               vif, output_queue, vif, input_queue);
+    rc = nft_run(&n, script, vif);
+
+out:
+    nft_end(&n);
+    return rc;
+}
+
+int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
+{
+    char script[NFT_SCRIPT_MAX] = "";
+    const struct remus_nft_vif *old;
+    struct nft n;
+    int rc;
+
+    rc = nft_begin(&n, vif, error, error_bytes);
+    if (rc) {
+        goto out;
+    }
+    old = nft_find(&n, vif);
+    if (n.table && n.count == (old ? 1 : 0)) {
+        script_add(script, "delete table " NFT_TABLE "\n");
+    } else {
+        if (old && old->steered) {
+            script_add(script, "delete element " NFT_TABLE " output { \"%s\" }\n"
+                       "delete element " NFT_TABLE " input { \"%s\" }\n", vif, vif);
+        }
+        if (old && old->fenced) {
+            script_add(script, "delete element " NFT_TABLE " fenced { \"%s\" }\n", vif);
+        }
+    }
+    if (script[0]) {
+        rc = nft_run(&n, script, vif);
+    }
+
+out:
+    nft_end(&n);
+    return rc;
+}
+
+int remus_nft_fence(const char *vif, char *error, size_t error_bytes)
+{
+    char script[NFT_SCRIPT_MAX] = "";
+    const struct remus_nft_vif *old;
+    struct nft n;
+    int rc;
+
+    rc = nft_begin(&n, vif, error, error_bytes);
+    if (rc) {
+        goto out;
+    }
+    old = nft_find(&n, vif);
+    if (!n.table) {
+        script_add(script, "%s", nft_create);
+    }
+    if (!old || !old->fenced) {
+        script_add(script, "add element " NFT_TABLE " fenced { \"%s\" }\n", vif);
+        rc = nft_run(&n, script, vif);
+    }
+
+out:
+    nft_end(&n);
+    return rc;
+}
+
+int remus_nft_list(struct remus_nft_vif *vifs, size_t max, size_t *count, char *error,
+                   size_t error_bytes)
+{
+    struct nft n;
+    int rc;
+
+    *count = 0;
+    rc = nft_begin(&n, NULL, error, error_bytes);
+    if (!rc) {
+        *count = n.count;
+        if (n.count) {
+            memcpy(vifs, n.vifs, (n.count < max ? n.count : max) * sizeof(*vifs));
+        }
+    }
+    nft_end(&n);
+    return rc;
+}

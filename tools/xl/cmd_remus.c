@@ -1,0 +1,831 @@
+/*
+ * cmd_remus.c: xl remus, on the host where the guest runs.
+ *
+ * This process is the supervisor: it owns the terminal and ssh, and a worker (worker.h) owns the
+ * guest.  Before the worker is started nothing has been changed anywhere, so everything until
+ * then may simply end.  From then on this process ends only after the worker has, and if the
+ * worker was killed, only after the guest has been brought into one of three states: running
+ * unprotected, gone because the copy is the guest now, or running fenced because nobody answers
+ * which of the two is right.
+ */
+#include "tools/xl/commands.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <uuid/uuid.h>
+
+#include "tools/libxl/remus_message.h"
+#include "tools/libxl/remus_preflight.h"
+#include "tools/libxl/remus_transport.h"
+#include "tools/xl/display.h"
+#include "tools/xl/options.h"
+#include "tools/xl/record.h"
+#include "tools/xl/rescue.h"
+#include "tools/xl/worker.h"
+
+#define GREETING_MS    120000u  /* ssh may ask for a password first */
+#define ANSWER_MS      60000u
+#define CONNECT_MS     10000u
+#define CONNECTED_MS   35000u
+#define END_MS         20000u   /* the receiver destroys the copy and says so */
+#define SSH_END_MS     2000u
+#define JUNK_LINES_MAX 50u      /* what a login shell may print before the receiver speaks */
+#define RECORD_MS      1000u
+
+/* What became of the copy on HOST, as far as its receiver has said. */
+enum fate { FATE_UNKNOWN, FATE_ACTIVE, FATE_GONE };
+
+struct supervisor {
+    struct remus_options o;
+    struct display d;
+    struct remus_guest_facts guest;
+    struct remus_host_facts here, there;
+    char error[REMUS_ERROR_BYTES];
+    char log_path[128];
+    int log_fd, lock_fd;
+
+    struct remus_ssh ssh;
+    struct remus_talk *talk;
+    char receiver_address[64];      /* HOST as its sshd sees itself */
+    enum fate fate;
+
+    uint8_t secret[REMUS_SECRET_BYTES];
+    uint16_t port;
+    uuid_t session;
+    int link_fd, packet_fd;
+
+    struct worker worker;
+    bool have_result;
+    int rc;                         /* of remus_primary_run */
+    struct remus_session_result result;
+    struct remus_status last;
+    bool was_protected;             /* at any time: only then can the copy have taken over */
+    uint64_t recorded_ms;
+    unsigned int stops;             /* how often the operator asked */
+};
+
+__attribute__((format(printf, 3, 4)))
+static void say(struct supervisor *s, enum xc_sr_level level, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    display_message(&s->d, level, NULL, text);
+    if (s->log_fd >= 0)
+        dprintf(s->log_fd, "supervisor: %s\n", text);
+}
+
+static void say_rescue(void *arg, const char *text)
+{
+    say(arg, XC_SR_WARN, "%s", text);
+}
+
+/* Every refusal on a line of its own. host: NULL for this one. */
+static int print_refusals(struct supervisor *s, const struct remus_refusals *r, const char *host)
+{
+    char reason[REMUS_REFUSAL_BYTES + 80];
+    unsigned int i;
+
+    for (i = 0; i < r->count; i++)
+        display_message(&s->d, XC_SR_ERROR, host, r->text[i]);
+    snprintf(reason, sizeof(reason), "%s is not protected: %u reason%s above", s->o.domain,
+             r->count, r->count > 1 ? "s" : "");
+    display_end(&s->d, XL_REFUSED, "refused", reason, NULL);
+    return XL_REFUSED;
+}
+
+__attribute__((format(printf, 3, 4)))
+static int give_up(struct supervisor *s, int code, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    display_end(&s->d, code, code == XL_USAGE ? "usage" : "not-begun", text, NULL);
+    return code;
+}
+
+/* ---- Preflight here -------------------------------------------------------------------------- */
+
+static int examine(struct supervisor *s)
+{
+    struct remus_wishes wishes = {
+        .no_net = s->o.no_net, .no_disk = s->o.no_disk, .unsafe = s->o.unsafe,
+    };
+    struct remus_facts_ctx *facts = NULL;
+    struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
+    char libexec[256];
+    uint32_t domid;
+    pid_t holder;
+    int rc, code = 0;
+
+    if (!refusals)
+        return give_up(s, XL_NO_PEER, "out of memory");
+    libexec_directory(libexec, sizeof(libexec), s->o.libexec);
+    rc = remus_facts_open(&facts, s->o.verbose, s->error);
+    if (rc) {
+        remus_refuse(refusals, "%s", s->error);
+        code = print_refusals(s, refusals, NULL);
+        goto out;
+    }
+    rc = remus_facts_find(facts, s->o.domain, &domid);
+    if (rc)
+        snprintf(s->guest.name, sizeof(s->guest.name), "%s", s->o.domain);
+    else
+        rc = remus_facts_guest(facts, domid, &s->guest, s->error);
+    if (rc && rc != -ENOENT)
+        remus_refuse(refusals, "%s", s->error);
+    rc = remus_facts_host(facts, libexec, false, &s->here, s->error);
+    if (rc)
+        remus_refuse(refusals, "%s", s->error);
+    else
+        remus_preflight_primary(refusals, &s->guest, &s->here, &wishes);
+    if (!refusals->count) {
+        /* Held from here to the end of this process and of the worker. */
+        rc = remus_session_lock(s->guest.domid, &s->lock_fd, &holder);
+        if (rc == -EBUSY)
+            remus_refuse(refusals, "%s is being protected by another process", s->guest.name);
+        else if (rc)
+            remus_refuse(refusals, "%s cannot be written: %s", REMUS_RUN_DIR, strerror(-rc));
+    }
+    if (refusals->count)
+        code = print_refusals(s, refusals, NULL);
+out:
+    remus_facts_close(facts);
+    free(refusals);
+    return code;
+}
+
+/* ---- The receiver ------------------------------------------------------------------------------ */
+
+static void receiver_refused(struct supervisor *s, const struct remus_message *m,
+                             struct remus_refusals *out)
+{
+    size_t i;
+
+    for (i = 0; i < remus_message_count(m, "reasons"); i++) {
+        const char *text = remus_message_item(m, "reasons", i, NULL);
+
+        if (text)
+            remus_refuse(out, "%s", text);
+    }
+    if (!out->count)
+        remus_refuse(out, "refused without a reason");
+    (void)s;
+}
+
+/* Why ssh ended, as far as its exit status tells. */
+static int explain_ssh(struct supervisor *s)
+{
+    int status = remus_ssh_end(&s->ssh, SSH_END_MS);
+    int code = status >= 0 && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+
+    if (code == 255)
+        return give_up(s, XL_NO_PEER, "%s: ssh could not reach or enter it (its message is above)",
+                       s->o.host);
+    if (code == 127)
+        return give_up(s, XL_NO_PEER,
+                       "%s: '%s' was not found there: install this package on it, or name the "
+                       "command with --receive-command", s->o.host, s->o.receive_command);
+    return give_up(s, XL_NO_PEER,
+                   "%s: '%s' ended without an answer (status %d): the xl there must be this "
+                   "package's", s->o.host, s->o.receive_command, code);
+}
+
+/* The next message of one of two types; others are skipped. */
+static int await(struct supervisor *s, const char *type, const char *other, unsigned int timeout_ms,
+                 struct remus_message **m)
+{
+    uint64_t deadline = remus_now_ms() + timeout_ms;
+    unsigned int junk = 0;
+
+    for (;;) {
+        uint64_t now = remus_now_ms();
+        int rc = remus_talk_wait(s->talk, now < deadline ? (unsigned int)(deadline - now) : 0, m);
+
+        if (rc == -EBADMSG && junk++ < JUNK_LINES_MAX) {
+            display_message(&s->d, XC_SR_WARN, s->o.host, remus_talk_bad(s->talk));
+            continue;
+        }
+        if (rc)
+            return rc;
+        if (!strcmp(remus_message_type(*m), type) ||
+            (other && !strcmp(remus_message_type(*m), other)))
+            return 0;
+        remus_message_free(*m);
+        *m = NULL;
+    }
+}
+
+static int no_answer(struct supervisor *s, int rc)
+{
+    if (rc == -EPIPE)
+        return explain_ssh(s);
+    if (rc == -ETIMEDOUT)
+        return give_up(s, XL_NO_PEER, "%s does not answer", s->o.host);
+    return give_up(s, XL_NO_PEER, "%s: '%s' says something else than expected: %s", s->o.host,
+                   s->o.receive_command, remus_talk_bad(s->talk));
+}
+
+static int greet(struct supervisor *s)
+{
+    struct remus_message *m = NULL;
+    struct remus_refusals *refusals;
+    uint64_t protocol = 0;
+    const char *text;
+    int rc, code = 0;
+
+    rc = await(s, "receiver", "refused", GREETING_MS, &m);
+    if (rc)
+        return no_answer(s, rc);
+    refusals = calloc(1, sizeof(*refusals));
+    if (!refusals) {
+        code = give_up(s, XL_NO_PEER, "out of memory");
+        goto out;
+    }
+    if (!strcmp(remus_message_type(m), "refused")) {
+        receiver_refused(s, m, refusals);
+        code = print_refusals(s, refusals, s->o.host);
+        goto out;
+    }
+    if (!remus_message_number(m, "protocol", UINT32_MAX, &protocol) ||
+        protocol != REMUS_LINE_PROTOCOL) {
+        text = remus_message_string(m, "version");
+        remus_refuse(refusals,
+                     "its version of this package (%s) does not go with this one (%s): install the "
+                     "same on both hosts", text ? text : "unknown", REMUS_VERSION);
+        code = print_refusals(s, refusals, s->o.host);
+        goto out;
+    }
+    text = remus_message_string(m, "xen");
+    snprintf(s->there.xen, sizeof(s->there.xen), "%s", text ? text : "unknown");
+    text = remus_message_string(m, "boot_id");
+    snprintf(s->there.boot_id, sizeof(s->there.boot_id), "%s", text ? text : "");
+    text = remus_message_string(m, "address");
+    snprintf(s->receiver_address, sizeof(s->receiver_address), "%s", text ? text : "");
+    snprintf(s->there.name, sizeof(s->there.name), "%s", s->o.host);
+    remus_preflight_pair(refusals, &s->here, &s->there);
+    if (refusals->count)
+        code = print_refusals(s, refusals, NULL);
+out:
+    free(refusals);
+    remus_message_free(m);
+    return code;
+}
+
+static struct remus_object *hello(struct supervisor *s)
+{
+    struct remus_object *o = remus_object_new("hello");
+    char uuid[37];
+    unsigned int i;
+
+    uuid_unparse_lower(s->session, uuid);
+    remus_object_number(o, "protocol", REMUS_LINE_PROTOCOL);
+    remus_object_string(o, "version", REMUS_VERSION);
+    remus_object_string(o, "session", uuid);
+    remus_object_string(o, "host", s->here.name);
+    remus_object_string(o, "xen", s->here.xen);
+    remus_object_string(o, "name", s->guest.name);
+    remus_object_string(o, "uuid", s->guest.uuid);
+    remus_object_number(o, "domid", s->guest.domid);
+    remus_object_number(o, "memory_kb", s->guest.memory_kb);
+    remus_object_number(o, "need_kb", s->guest.need_kb);
+    remus_object_number(o, "pages", s->guest.pages);
+    remus_object_number(o, "vcpus", s->guest.vcpus);
+    remus_object_string(o, "mode", s->o.mode);
+    remus_object_number(o, "period_ms", s->o.period_ms);
+    remus_object_number(o, "heartbeat_ms", s->o.heartbeat_ms);
+    remus_object_number(o, "timeout_ms", s->o.timeout_ms);
+    remus_object_number(o, "deadline_ms", s->o.deadline_ms);
+    remus_object_flag(o, "verify", s->o.verify);
+    remus_object_flag(o, "net", !s->o.no_net && s->guest.vifs);
+    remus_object_string(o, "listen", s->o.data_address);
+    remus_object_number(o, "port", s->o.data_port);
+    remus_object_list(o, "vifs");
+    for (i = 0; i < s->guest.vifs && i < REMUS_VIFS_MAX; i++) {
+        remus_object_map(o, NULL);
+        remus_object_string(o, "bridge", s->guest.vif[i].bridge);
+        remus_object_string(o, "mac", s->guest.vif[i].mac);
+        remus_object_map_end(o);
+    }
+    remus_object_list_end(o);
+    return o;
+}
+
+static int negotiate(struct supervisor *s)
+{
+    struct remus_message *m = NULL;
+    struct remus_refusals *refusals;
+    const char *secret;
+    uint64_t port = 0;
+    int rc, code = 0;
+
+    uuid_generate(s->session);
+    rc = remus_talk_send(s->talk, hello(s), false);
+    if (!rc)
+        rc = await(s, "ready", "refused", ANSWER_MS, &m);
+    if (rc)
+        return no_answer(s, rc);
+    if (!strcmp(remus_message_type(m), "refused")) {
+        refusals = calloc(1, sizeof(*refusals));
+        if (!refusals) {
+            code = give_up(s, XL_NO_PEER, "out of memory");
+            goto out;
+        }
+        receiver_refused(s, m, refusals);
+        code = print_refusals(s, refusals, s->o.host);
+        free(refusals);
+        goto out;
+    }
+    secret = remus_message_string(m, "secret");
+    if (!remus_message_number(m, "port", 65535, &port) || !port || !secret ||
+        remus_secret_parse(s->secret, secret)) {
+        code = give_up(s, XL_NO_PEER, "%s is ready, but says neither port nor secret", s->o.host);
+        goto out;
+    }
+    s->port = (uint16_t)port;
+out:
+    remus_message_free(m);
+    return code;
+}
+
+static int connect_data(struct supervisor *s)
+{
+    struct remus_message *m = NULL;
+    struct remus_refusals *refusals = NULL;
+    char address[256];
+    bool net = !s->o.no_net && s->guest.vifs;
+    int rc, code = 0;
+
+    if (s->o.data_address[0])
+        snprintf(address, sizeof(address), "%s", s->o.data_address);
+    else
+        remus_host_address(address, sizeof(address), s->o.host);
+    rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
+                               &s->link_fd, s->error);
+    /* A host that only ssh's configuration knows by this name. */
+    if (rc == -EADDRNOTAVAIL && !s->o.data_address[0] && s->receiver_address[0]) {
+        snprintf(address, sizeof(address), "%s", s->receiver_address);
+        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
+                                   &s->link_fd, s->error);
+    }
+    if (!rc && net)
+        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_PACKETS, s->secret, CONNECT_MS,
+                                   &s->packet_fd, s->error);
+    explicit_bzero(s->secret, sizeof(s->secret));
+    if (rc)
+        return give_up(s, XL_NO_PEER, "%s", s->error);
+    rc = await(s, "connected", "refused", CONNECTED_MS, &m);
+    if (rc)
+        return no_answer(s, rc);
+    if (!strcmp(remus_message_type(m), "refused")) {
+        refusals = calloc(1, sizeof(*refusals));
+        if (refusals)
+            receiver_refused(s, m, refusals);
+        code = give_up(s, XL_NO_PEER, "%s: %s", s->o.host,
+                       refusals ? refusals->text[0] : "refused");
+        free(refusals);
+    }
+    remus_message_free(m);
+    return code;
+}
+
+/* ---- Running ------------------------------------------------------------------------------------- */
+
+static int start(struct supervisor *s)
+{
+    struct remus_session_params p = {
+        .role = REMUS_PRIMARY,
+        .domid = s->guest.domid,
+        .peer = s->o.host,
+        .core = {
+            .role = REMUS_PRIMARY,
+            .mode = remus_mode_by_name(s->o.mode),
+            .period_ms = s->o.period_ms,
+            .heartbeat_ms = s->o.heartbeat_ms ? s->o.heartbeat_ms : 100,
+            .timeout_ms = s->o.timeout_ms ? s->o.timeout_ms : 3000,
+            .net = !s->o.no_net && s->guest.vifs,
+        },
+        .verify = s->o.verify,
+        .net = !s->o.no_net && s->guest.vifs,
+        .vifs = s->guest.vifs,
+        .link_fd = s->link_fd,
+        .packet_fd = s->packet_fd,
+        .libexec = s->here.libexec,
+        .deadline_max_ms = s->o.deadline_ms,
+    };
+    int rc;
+
+    memcpy(p.session, s->session, sizeof(p.session));
+    rc = worker_start(&s->worker, &p, s->log_fd, s->lock_fd);
+    close(s->link_fd);
+    if (s->packet_fd >= 0)
+        close(s->packet_fd);
+    s->link_fd = s->packet_fd = -1;
+    return rc ? give_up(s, XL_NO_PEER, "the worker process cannot be started: %s", strerror(-rc))
+              : 0;
+}
+
+static void take_status(struct supervisor *s, struct remus_status *status)
+{
+    uint64_t now = remus_now_ms();
+
+    if (!status->domid)
+        status->domid = s->guest.domid;
+    if (!status->domain[0])
+        snprintf(status->domain, sizeof(status->domain), "%s", s->guest.name);
+    if (!status->peer[0])
+        snprintf(status->peer, sizeof(status->peer), "%.255s", s->o.host);
+    if (!status->mode[0])
+        snprintf(status->mode, sizeof(status->mode), "%s", s->o.mode);
+    if (status->protected_now)
+        s->was_protected = true;
+    if (now - s->recorded_ms >= RECORD_MS || status->state != s->last.state) {
+        s->recorded_ms = now;
+        record_write(status);
+    }
+    s->last = *status;
+    display_status(&s->d, now, status);
+}
+
+/* False: the worker is gone. */
+static bool read_worker(struct supervisor *s)
+{
+    static struct worker_message m;
+
+    for (;;) {
+        switch (worker_next(&s->worker, &m)) {
+        case WORKER_NOTHING:
+            return true;
+        case WORKER_LOG:
+            display_message(&s->d, (enum xc_sr_level)m.level, NULL, m.text);
+            break;
+        case WORKER_STATUS:
+            take_status(s, &m.status);
+            break;
+        case WORKER_ACTIVE:
+            break;
+        case WORKER_RESULT:
+            s->have_result = true;
+            s->rc = m.rc;
+            s->result = m.result;
+            if (s->result.last.protected_now || s->result.last.checkpoints)
+                s->was_protected = true;
+            break;
+        case WORKER_ENDED:
+            return false;
+        }
+    }
+}
+
+static void drop_talk(struct supervisor *s)
+{
+    remus_talk_free(s->talk);
+    s->talk = NULL;
+}
+
+static void read_receiver(struct supervisor *s, int rc)
+{
+    struct remus_message *m;
+    const char *type, *text;
+    uint64_t level;
+    int r;
+
+    while (s->talk && (r = remus_talk_next(s->talk, &m)) != 0) {
+        if (r < 0) {
+            display_message(&s->d, XC_SR_WARN, s->o.host, remus_talk_bad(s->talk));
+            continue;
+        }
+        type = remus_message_type(m);
+        text = remus_message_string(m, "text");
+        if (!strcmp(type, "active"))
+            s->fate = FATE_ACTIVE;
+        else if (!strcmp(type, "end") && s->fate != FATE_ACTIVE)
+            s->fate = FATE_GONE;
+        else if (!strcmp(type, "log") && text &&
+                 remus_message_number(m, "level", XC_SR_ERROR, &level))
+            display_message(&s->d, (enum xc_sr_level)level, s->o.host, text);
+        remus_message_free(m);
+    }
+    if (rc == -EPIPE)
+        drop_talk(s);
+}
+
+/* Until the receiver has said what became of the copy. */
+static void await_fate(struct supervisor *s, unsigned int timeout_ms)
+{
+    uint64_t deadline = remus_now_ms() + timeout_ms;
+
+    while (s->talk && s->fate == FATE_UNKNOWN) {
+        struct pollfd p[2];
+        uint64_t now = remus_now_ms();
+
+        if (now >= deadline)
+            return;
+        p[0] = (struct pollfd){.fd = remus_talk_in(s->talk), .events = POLLIN};
+        p[1] = (struct pollfd){.fd = remus_talk_out(s->talk), .events = POLLOUT};
+        if (poll(p, 2, (int)(deadline - now)) < 0 && errno != EINTR)
+            return;
+        if (p[1].revents)
+            (void)remus_talk_flush(s->talk);
+        if (p[0].revents)
+            read_receiver(s, remus_talk_fill(s->talk));
+    }
+}
+
+static void stop_asked(struct supervisor *s)
+{
+    if (s->stops++ == 0) {
+        say(s, XC_SR_INFO, "ending protection of %s in order; it runs on here", s->guest.name);
+        worker_stop(&s->worker);
+    } else {
+        say(s, XC_SR_INFO,
+            "still waiting for %s to let its copy go (%s); the guest keeps running, and this ends "
+            "by itself within seconds", s->o.host, display_state(&s->last));
+    }
+}
+
+static void read_signals(struct supervisor *s, int fd)
+{
+    struct signalfd_siginfo info;
+
+    while (read(fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        if (info.ssi_signo != SIGHUP) {
+            stop_asked(s);
+            continue;
+        }
+        /* The terminal went away: no reason for the guest to lose its protection. */
+        s->d.quiet = true;
+        s->d.terminal = s->d.live = false;
+        say(s, XC_SR_INFO, "the terminal is gone; protection goes on (xl remus-status; to end it: "
+            "kill %d)", (int)getpid());
+    }
+}
+
+/* Until the worker has ended, or the copy has turned out to be the guest. */
+static void supervise(struct supervisor *s, int signal_fd)
+{
+    bool alive = true;
+
+    while (alive && s->fate != FATE_ACTIVE) {
+        struct pollfd p[4] = {
+            {.fd = s->worker.fd, .events = POLLIN},
+            {.fd = signal_fd, .events = POLLIN},
+            {.fd = s->talk ? remus_talk_in(s->talk) : -1, .events = POLLIN},
+            {.fd = s->talk ? remus_talk_out(s->talk) : -1, .events = POLLOUT},
+        };
+
+        if (poll(p, 4, 1000) < 0 && errno != EINTR)
+            break;
+        if (p[3].revents)
+            (void)remus_talk_flush(s->talk);
+        if (p[2].revents) {
+            read_receiver(s, remus_talk_fill(s->talk));
+            if (!s->talk && !s->have_result)
+                say(s, XC_SR_INFO, "ssh to %s has ended; protection does not depend on it",
+                    s->o.host);
+        }
+        if (p[1].revents)
+            read_signals(s, signal_fd);
+        if (p[0].revents)
+            alive = read_worker(s);
+    }
+}
+
+/* ---- The end ---------------------------------------------------------------------------------------- */
+
+static int end(struct supervisor *s, int code, const char *name, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static int end(struct supervisor *s, int code, const char *name, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    if (s->log_fd >= 0)
+        dprintf(s->log_fd, "supervisor: end (%s, status %d): %s\n", name, code, text);
+    display_end(&s->d, code, name, text, s->have_result ? &s->result.last : &s->last);
+    return code;
+}
+
+/* The copy on HOST is the guest: this one must not be. */
+static int yield_guest(struct supervisor *s)
+{
+    const char *name = s->guest.name;
+
+    /* Killed first: colo-proxyd ends with it and the guest's output is dropped from then on. */
+    worker_kill(&s->worker);
+    worker_reap(&s->worker);
+    if (rescue_destroy(s->guest.domid, name, say_rescue, s))
+        return end(s, XL_FENCED, "fenced",
+                   "%s runs on %s now; the one here is fenced but not gone; run: xl destroy %s", name,
+                   s->o.host, name);
+    return end(s, XL_FENCED, "fenced", "%s runs on %s now; the one here was destroyed", name,
+               s->o.host);
+}
+
+static int worker_died(struct supervisor *s, int status)
+{
+    const char *name = s->guest.name;
+    unsigned int wait_ms = (s->o.timeout_ms ? s->o.timeout_ms : 3000) + END_MS;
+    char how[64];
+    int rc;
+
+    if (status >= 0 && WIFSIGNALED(status))
+        snprintf(how, sizeof(how), "was killed by signal %d", WTERMSIG(status));
+    else
+        snprintf(how, sizeof(how), "ended with status %d",
+                 status >= 0 ? WEXITSTATUS(status) : status);
+    say(s, XC_SR_ERROR, "the process that protected %s %s (see %s); asking %s", name, how,
+        s->log_path, s->o.host);
+    if (s->talk)
+        (void)remus_talk_send(s->talk, remus_object_new("primary-worker-died"), false);
+    await_fate(s, wait_ms);
+    if (s->fate == FATE_ACTIVE)
+        return yield_guest(s);
+    /* A copy that never held a whole checkpoint cannot have taken over. */
+    if (s->fate == FATE_GONE || !s->was_protected) {
+        rc = rescue_resume(s->guest.domid, name, true, say_rescue, s);
+        return end(s, rc == -ESRCH ? XL_GUEST_ENDED : XL_UNPROTECTED,
+                   rc == -ESRCH ? "guest-ended" : "failed", "%s %s", name,
+                   rc == -ESRCH ? "has ended"
+                   : rc         ? "is not protected; what could not be repaired is said above"
+                                : "runs unprotected");
+    }
+    (void)rescue_resume(s->guest.domid, name, false, say_rescue, s);
+    return end(s, XL_UNDECIDED, "undecided",
+               "%s runs, but cut off from its network, because %s does not answer and may have taken "
+               "over. If it has: xl destroy %s. If it is off, or has no %s: xl remus --release %s",
+               name, s->o.host, name, name, name);
+}
+
+static int conclude(struct supervisor *s)
+{
+    const char *name = s->guest.name;
+    int status;
+
+    if (s->fate == FATE_ACTIVE)
+        return yield_guest(s);
+    status = worker_reap(&s->worker);
+    if (!s->have_result)
+        return worker_died(s, status);
+    if (s->rc) {
+        return end(s, XL_UNPROTECTED, "failed", "protection of %s could not begin: %s%s%s; it runs "
+                   "unprotected", name, strerror(-s->rc), s->result.reason[0] ? ": " : "",
+                   s->result.reason);
+    }
+    switch (s->result.end) {
+    case REMUS_END_STOPPED:
+        await_fate(s, END_MS);
+        return end(s, XL_ENDED, "stopped", "%s runs unprotected, its copy is gone (%s)", name,
+                   s->result.reason);
+    case REMUS_END_GUEST:
+        await_fate(s, END_MS);
+        return end(s, XL_GUEST_ENDED, "guest-ended", "%s ended by itself (%s); no takeover", name,
+                   s->result.reason);
+    case REMUS_END_FENCED:
+        return end(s, XL_FENCED, "fenced", "%s was stopped here: %s", name, s->result.reason);
+    case REMUS_END_ALONE:
+        /* ssh may get through where the data does not: never two of the same guest. */
+        say(s, XC_SR_WARN, "%s is lost (%s); %s runs on unprotected", s->o.host, s->result.reason,
+            name);
+        await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + 2000);
+        if (s->fate == FATE_ACTIVE)
+            return yield_guest(s);
+        return end(s, XL_UNPROTECTED, "alone", "%s runs unprotected: %s", name, s->result.reason);
+    case REMUS_END_ACTIVE:
+    case REMUS_END_FAILED:
+        break;
+    }
+    await_fate(s, END_MS);
+    return end(s, XL_UNPROTECTED, "failed", "%s runs unprotected: %s", name, s->result.reason);
+}
+
+/* ---- Beginning --------------------------------------------------------------------------------------- */
+
+/* xl remus --release: after exit status 7, when the operator knows that HOST is out. */
+static int release(struct supervisor *s)
+{
+    struct remus_facts_ctx *facts = NULL;
+    uint32_t domid;
+    pid_t holder;
+    int rc;
+
+    if (remus_facts_open(&facts, s->o.verbose, s->error))
+        return give_up(s, XL_REFUSED, "%s", s->error);
+    rc = remus_facts_find(facts, s->o.domain, &domid);
+    if (!rc)
+        rc = remus_facts_guest(facts, domid, &s->guest, s->error);
+    remus_facts_close(facts);
+    if (rc || !domid)
+        return give_up(s, XL_REFUSED, "there is no guest %s here", s->o.domain);
+    rc = remus_session_lock(domid, &s->lock_fd, &holder);
+    if (rc)
+        return give_up(s, XL_REFUSED, "%s is protected by a session that lives (process %d)",
+                       s->guest.name, (int)holder);
+    rc = rescue_resume(domid, s->guest.name, true, say_rescue, s);
+    record_remove(domid);
+    if (rc)
+        return end(s, XL_UNPROTECTED, "failed", "not all could be repaired; see above");
+    return end(s, XL_ENDED, "released", "%s runs unprotected", s->guest.name);
+}
+
+static int watch_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static int open_receiver(struct supervisor *s)
+{
+    int rc;
+
+    rc = remus_ssh_spawn(&s->ssh, s->o.ssh, s->o.host, s->o.receive_command);
+    if (!rc) {
+        rc = remus_talk_new(&s->talk, s->ssh.in_fd, s->ssh.out_fd);
+        if (rc) {
+            close(s->ssh.in_fd);
+            close(s->ssh.out_fd);
+        }
+    }
+    return rc ? give_up(s, XL_NO_PEER, "ssh cannot be started: %s", strerror(-rc)) : 0;
+}
+
+static int run(struct supervisor *s)
+{
+    int code, signal_fd;
+
+    code = examine(s);
+    if (code)
+        return code;
+    s->log_fd = open_log(s->guest.name, s->log_path, sizeof(s->log_path));
+    code = open_receiver(s);
+    if (!code)
+        code = greet(s);
+    if (!code)
+        code = negotiate(s);
+    if (!code)
+        code = connect_data(s);
+    if (code)
+        return code;
+    signal_fd = watch_signals();
+    if (signal_fd < 0)
+        return give_up(s, XL_NO_PEER, "signals cannot be watched: %s", strerror(errno));
+    code = start(s);
+    if (code)
+        return code;
+    supervise(s, signal_fd);
+    code = conclude(s);
+    if (code != XL_UNDECIDED)
+        record_remove(s->guest.domid);
+    close(signal_fd);
+    return code;
+}
+
+int cmd_remus(int argc, char **argv)
+{
+    static struct supervisor s;
+    char error[OPTIONS_ERROR_BYTES];
+    int code;
+
+    s.log_fd = s.lock_fd = s.link_fd = s.packet_fd = -1;
+    s.worker.fd = -1;
+    if (remus_options_parse(argc, argv, &s.o, error)) {
+        fprintf(stderr, "xl remus: %s\nTry 'xl remus --help'.\n", error);
+        return XL_USAGE;
+    }
+    if (s.o.help) {
+        fputs(remus_options_help, stdout);
+        return XL_ENDED;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    display_init(&s.d, stdout, stderr, s.o.json, s.o.quiet, s.o.verbose);
+    code = s.o.release ? release(&s) : run(&s);
+    /* The receiver sees the end of its input; ssh is not waited for long, it may be stuck. */
+    drop_talk(&s);
+    remus_ssh_end(&s.ssh, SSH_END_MS);
+    display_pause(&s.d);
+    return code;
+}

@@ -1,0 +1,271 @@
+/*
+ * cmd_status.c: xl remus-status: the sessions of this host, from their records (record.h) and, for
+ * those without one, from xenstore.
+ */
+#include "tools/xl/commands.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <xenstore.h>
+
+#include "tools/libxl/remus_message.h"
+#include "tools/libxl/remus_preflight.h"
+#include "tools/xl/record.h"
+
+#define SESSIONS_MAX 1024u
+
+struct session {
+    uint32_t domid;
+    bool live, recorded;
+    char name[64], role[16], mode[16], state[32], peer[64], reason[200];
+    uint64_t epoch, checkpoints, pause_us;
+    char *text;             /* the record as it stands, for --json */
+};
+
+static const char usage[] =
+    "Usage: xl remus-status [options] [DOMAIN]\n"
+    "\n"
+    "Shows the protected guests and the copies on this host.\n"
+    "\n"
+    "      --json   one JSON object per line\n"
+    "  -h, --help   this text\n"
+    "\n"
+    "Exit status: 0, 1 usage, 2 DOMAIN has no live session.\n";
+
+static void take(char *out, size_t room, const char *text)
+{
+    remus_text_clean(out, room, text ? text : "");
+}
+
+/* Whether somebody holds the session's lock. */
+static bool lock_held(uint32_t domid)
+{
+    char path[64];
+    bool held;
+    int fd;
+
+    snprintf(path, sizeof(path), REMUS_RUN_DIR "/%u.lock", domid);
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return false;
+    held = flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+    close(fd);
+    return held;
+}
+
+static int read_record(uint32_t domid, struct session *s)
+{
+    struct remus_message *m = NULL;
+    char path[64], *text;
+    ssize_t n = -1;
+    int fd;
+
+    snprintf(path, sizeof(path), REMUS_RUN_DIR "/%u.json", domid);
+    text = malloc(RECORD_BYTES_MAX + 1);
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0 && text)
+        n = read(fd, text, RECORD_BYTES_MAX);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0 || text[n - 1] != '\n' || remus_message_parse(&m, text, (size_t)n - 1)) {
+        free(text);
+        return -EBADMSG;
+    }
+    text[n - 1] = '\0';
+    memset(s, 0, sizeof(*s));
+    s->domid = domid;
+    s->recorded = true;
+    s->live = lock_held(domid);
+    take(s->name, sizeof(s->name), remus_message_string(m, "domain"));
+    take(s->role, sizeof(s->role), remus_message_string(m, "role"));
+    take(s->mode, sizeof(s->mode), remus_message_string(m, "mode"));
+    take(s->state, sizeof(s->state), remus_message_string(m, "state"));
+    take(s->peer, sizeof(s->peer), remus_message_string(m, "peer"));
+    take(s->reason, sizeof(s->reason), remus_message_string(m, "reason"));
+    (void)remus_message_number(m, "epoch", INT64_MAX, &s->epoch);
+    (void)remus_message_number(m, "checkpoints", INT64_MAX, &s->checkpoints);
+    (void)remus_message_number(m, "pause_us_median", INT64_MAX, &s->pause_us);
+    s->text = text;
+    remus_message_free(m);
+    return 0;
+}
+
+static unsigned int read_records(struct session *list)
+{
+    DIR *dir = opendir(REMUS_RUN_DIR);
+    struct dirent *entry;
+    unsigned int count = 0, domid;
+    int used;
+
+    if (!dir)
+        return 0;
+    while (count < SESSIONS_MAX && (entry = readdir(dir)))
+        if (sscanf(entry->d_name, "%u.json%n", &domid, &used) == 1 &&
+            !entry->d_name[used] && !strcmp(entry->d_name + used - 5, ".json") &&
+            !read_record(domid, &list[count]))
+            count++;
+    closedir(dir);
+    return count;
+}
+
+static void read_node(struct xs_handle *xs, uint32_t domid, const char *leaf, char *out,
+                      size_t room)
+{
+    char path[96], *text;
+
+    snprintf(path, sizeof(path), "/local/domain/%u/%s", domid, leaf);
+    text = xs_read(xs, XBT_NULL, path, NULL);
+    take(out, room, text);
+    free(text);
+}
+
+static unsigned int read_xenstore(struct session *list, unsigned int count)
+{
+    struct xs_handle *xs = xs_open(0);
+    unsigned int domains = 0, i, known = count, k;
+    char **names, text[32];
+
+    if (!xs)
+        return count;
+    names = xs_directory(xs, XBT_NULL, "/local/domain", &domains);
+    for (i = 0; names && i < domains && count < SESSIONS_MAX; i++) {
+        struct session *s = &list[count];
+        uint32_t domid = (uint32_t)strtoul(names[i], NULL, 10);
+
+        for (k = 0; k < known && list[k].domid != domid; k++)
+            ;
+        if (k < known)
+            continue;
+        memset(s, 0, sizeof(*s));
+        s->domid = domid;
+        read_node(xs, domid, REMUS_XS_NODE "/role", s->role, sizeof(s->role));
+        if (!s->role[0])
+            continue;
+        read_node(xs, domid, "name", s->name, sizeof(s->name));
+        read_node(xs, domid, REMUS_XS_NODE "/mode", s->mode, sizeof(s->mode));
+        read_node(xs, domid, REMUS_XS_NODE "/state", s->state, sizeof(s->state));
+        read_node(xs, domid, REMUS_XS_NODE "/peer", s->peer, sizeof(s->peer));
+        read_node(xs, domid, REMUS_XS_NODE "/reason", s->reason, sizeof(s->reason));
+        read_node(xs, domid, REMUS_XS_NODE "/epoch", text, sizeof(text));
+        s->epoch = strtoull(text, NULL, 10);
+        read_node(xs, domid, REMUS_XS_NODE "/pid", text, sizeof(text));
+        s->live = atoi(text) > 0 && (!kill(atoi(text), 0) || errno == EPERM);
+        count++;
+    }
+    free(names);
+    xs_close(xs);
+    return count;
+}
+
+static void print_json(const struct session *s)
+{
+    struct remus_object *o;
+    char *line;
+
+    /* A record is an object with at least one field: "live" goes in front. */
+    if (s->text) {
+        printf("{\"live\":%s,%s\n", s->live ? "true" : "false", s->text + 1);
+        return;
+    }
+    o = remus_object_new("status");
+    remus_object_flag(o, "live", s->live);
+    remus_object_string(o, "domain", s->name);
+    remus_object_number(o, "domid", s->domid);
+    remus_object_string(o, "role", s->role);
+    remus_object_string(o, "mode", s->mode);
+    remus_object_string(o, "state", s->state);
+    remus_object_number(o, "epoch", s->epoch);
+    remus_object_string(o, "peer", s->peer);
+    remus_object_string(o, "reason", s->reason);
+    line = remus_object_finish(o);
+    if (line)
+        fputs(line, stdout);
+    free(line);
+}
+
+static void print_row(const struct session *s)
+{
+    printf("%-20s %5u %-11s %-6s %-17s %9llu %s\n", s->name, s->domid, s->role, s->mode,
+           s->live ? s->state : "no process", (unsigned long long)s->epoch, s->peer);
+}
+
+int cmd_remus_status(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    const char *domain = NULL;
+    struct session *list;
+    unsigned int count, i, shown = 0, live = 0;
+    bool json = false;
+    char domid[16];
+    int option;
+
+    optind = 0;
+    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+        switch (option) {
+        case 'j':
+            json = true;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return XL_ENDED;
+        default:
+            fputs("Try 'xl remus-status --help'.\n", stderr);
+            return XL_USAGE;
+        }
+    }
+    if (argc - optind > 1) {
+        fprintf(stderr, "xl remus-status: one DOMAIN at most\n");
+        return XL_USAGE;
+    }
+    domain = argv[optind];
+    list = calloc(SESSIONS_MAX, sizeof(*list));
+    if (!list) {
+        fprintf(stderr, "xl remus-status: out of memory\n");
+        return XL_USAGE;
+    }
+    count = read_xenstore(list, read_records(list));
+    for (i = 0; i < count; i++) {
+        struct session *s = &list[i];
+
+        snprintf(domid, sizeof(domid), "%u", s->domid);
+        if (domain && strcmp(domain, s->name) && strcmp(domain, domid))
+            continue;
+        if (json)
+            print_json(s);
+        else {
+            if (!shown)
+                printf("%-20s %5s %-11s %-6s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
+                       "Epoch", "Peer");
+            print_row(s);
+            if (s->reason[0] && domain)
+                printf("  %s\n", s->reason);
+        }
+        shown++;
+        live += s->live;
+    }
+    for (i = 0; i < count; i++)
+        free(list[i].text);
+    free(list);
+    if (domain && !live) {
+        if (!shown)
+            fprintf(stderr, "xl remus-status: %s is not protected, and no copy, on this host\n",
+                    domain);
+        return XL_REFUSED;
+    }
+    if (!shown && !json)
+        puts("No guest of this host is protected, and it holds no copy.");
+    return XL_ENDED;
+}

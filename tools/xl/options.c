@@ -1,0 +1,297 @@
+#include "tools/xl/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/libxl/remus_transport.h"
+
+const char remus_options_help[] =
+    "Usage: xl remus [options] DOMAIN HOST\n"
+    "\n"
+    "Protects a running guest: a copy on HOST takes over when this host fails.\n"
+    "\n"
+    "Mode:\n"
+    "  -c, --colo               the copy runs and its output is compared (the only mode so far)\n"
+    "      --remus              the copy waits, output is held until each checkpoint  [later]\n"
+    "      --kemari             a checkpoint before each output                       [later]\n"
+    "      --curling            checkpoints without holding output                    [later]\n"
+    "      --auto               colo while it pays, else remus                        [later]\n"
+    "  -i, --period MS          a checkpoint at the latest after MS milliseconds\n"
+    "      --interval MS        the same\n"
+    "      --deadline MS        longest wait for the copy's equal output before a checkpoint\n"
+    "\n"
+    "Other host:\n"
+    "  -s, --ssh COMMAND        use this instead of ssh; '' runs HOST itself as a command\n"
+    "      --receive-command C  what ssh runs on HOST (default: xl remus-receive)\n"
+    "      --data-address ADDR[:PORT]\n"
+    "                           HOST's address for the data, when not the one that ssh uses\n"
+    "      --heartbeat MS       interval of signs of life (default 100)\n"
+    "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
+    "\n"
+    "Protecting less:\n"
+    "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
+    "  -n, --no-net             do not hold or compare output (needs -F)\n"
+    "  -F, --unsafe             accept what -d and -n may lead to\n"
+    "  -u, --no-compression     do not compress what is sent (this version never does)\n"
+    "\n"
+    "What is shown:\n"
+    "      --json               one JSON object per line on standard output\n"
+    "  -q, --quiet              warnings and errors only\n"
+    "  -v, --verbose            every log line\n"
+    "      --verify             compare every page of both guests at every checkpoint (slow)\n"
+    "\n"
+    "      --release            DOMAIN alone: let a guest go on that a dead session left fenced\n"
+    "      --libexec DIR        where colo-proxyd and the other helpers are\n"
+    "  -h, --help               this text\n"
+    "\n"
+    "Exit status: 0 ended in order, 1 usage, 2 refused, 3 runs unprotected, 4 guest ended,\n"
+    "5 fenced, 6 HOST not reached, 7 undecided (see xl-remus(1)).\n";
+
+enum {
+    OPT_REMUS = 256, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE, OPT_DATA,
+    OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
+};
+
+static const struct option long_options[] = {
+    {"colo", no_argument, NULL, 'c'},
+    {"remus", no_argument, NULL, OPT_REMUS},
+    {"kemari", no_argument, NULL, OPT_KEMARI},
+    {"curling", no_argument, NULL, OPT_CURLING},
+    {"auto", no_argument, NULL, OPT_AUTO},
+    {"period", required_argument, NULL, 'i'},
+    {"interval", required_argument, NULL, 'i'},
+    {"deadline", required_argument, NULL, OPT_DEADLINE},
+    {"ssh", required_argument, NULL, 's'},
+    {"receive-command", required_argument, NULL, OPT_RECEIVE},
+    {"data-address", required_argument, NULL, OPT_DATA},
+    {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
+    {"timeout", required_argument, NULL, OPT_TIMEOUT},
+    {"no-disk", no_argument, NULL, 'd'},
+    {"no-net", no_argument, NULL, 'n'},
+    {"unsafe", no_argument, NULL, 'F'},
+    {"no-compression", no_argument, NULL, 'u'},
+    {"json", no_argument, NULL, OPT_JSON},
+    {"quiet", no_argument, NULL, 'q'},
+    {"verbose", no_argument, NULL, 'v'},
+    {"verify", no_argument, NULL, OPT_VERIFY},
+    {"release", no_argument, NULL, OPT_RELEASE},
+    {"libexec", required_argument, NULL, OPT_LIBEXEC},
+    {"help", no_argument, NULL, 'h'},
+    /* Of the distribution's xl remus; refused with the reason. */
+    {"blackhole", no_argument, NULL, 'b'},
+    {"netbuf-script", required_argument, NULL, 'N'},
+    {"userspace-proxy", no_argument, NULL, 'p'},
+    {"no-wait", no_argument, NULL, 'e'},
+    {NULL, 0, NULL, 0},
+};
+
+/* Options that the distribution's command has and this one refuses. */
+static const struct {
+    int option;
+    const char *why;
+} refused[] = {
+    {'b', "-b (replicate to /dev/null) is not offered: a COLO copy must run somewhere, and a guest "
+          "that looks protected but is not helps nobody; to measure, use a second host and make "
+          "bench"},
+    {'N', "-N (a script that buffers output) is not used: colo-proxyd holds and compares the output "
+          "itself; leave it out"},
+    {'p', "-p (userspace proxy) is always used, there is no kernel proxy; leave it out"},
+    {'e', "-e (do not wait for the guest's end on HOST) is not offered: after a takeover the "
+          "process on HOST serves the guest's network and has to stay; leave it out"},
+};
+
+static int parse_ms(const char *text, const char *name, uint32_t least, uint32_t *out, char *error)
+{
+    unsigned long value;
+    char *end;
+
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end || errno || value < least || value > 3600000) {
+        snprintf(error, OPTIONS_ERROR_BYTES,
+                 "%s: '%s' is not a number of milliseconds from %u to 3600000", name, text, least);
+        return -EINVAL;
+    }
+    *out = (uint32_t)value;
+    return 0;
+}
+
+static int set_mode(struct remus_options *o, const char *mode, char *error)
+{
+    if (o->mode && strcmp(o->mode, mode)) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "one mode, not both --%s and --%s", o->mode, mode);
+        return -EINVAL;
+    }
+    o->mode = mode;
+    return 0;
+}
+
+static int refuse(int option, char *error)
+{
+    size_t i;
+
+    for (i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
+        if (refused[i].option == option)
+            snprintf(error, OPTIONS_ERROR_BYTES, "%s", refused[i].why);
+    return -EINVAL;
+}
+
+/* What fits together, once all options are known. */
+static int check(struct remus_options *o, int argc, int first, char **argv, char *error)
+{
+    int left = argc - first, want = o->release ? 1 : 2;
+
+    if (left != want) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "%s",
+                 left > want ? "too many arguments"
+                 : o->release ? "name the DOMAIN to let go on"
+                 : left ? "name the HOST that is to take the copy too"
+                        : "name a DOMAIN and a HOST");
+        return -EINVAL;
+    }
+    o->domain = argv[first];
+    if (!o->domain[0]) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "DOMAIN is empty");
+        return -EINVAL;
+    }
+    if (o->release)
+        return 0;
+    o->host = argv[first + 1];
+    if (!o->host[0] || (o->host[0] == '-' && o->ssh[0])) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "'%s' is not a host", o->host);
+        return -EINVAL;
+    }
+    if (!o->ssh[0] && !o->data_address[0]) {
+        snprintf(error, OPTIONS_ERROR_BYTES,
+                 "with -s '' HOST is a command, so --data-address must say where the data goes");
+        return -EINVAL;
+    }
+    if (!o->mode || strcmp(o->mode, "colo")) {
+        snprintf(error, OPTIONS_ERROR_BYTES,
+                 "%s%s is not part of this version; it offers COLO only: add --colo",
+                 o->mode ? "--" : "plain Remus (no mode given)", o->mode ? o->mode : "");
+        return -EINVAL;
+    }
+    if (o->heartbeat_ms || o->timeout_ms) {
+        uint32_t heartbeat = o->heartbeat_ms ? o->heartbeat_ms : 100;
+        uint32_t timeout = o->timeout_ms ? o->timeout_ms : 3000;
+
+        if (timeout / 3 < heartbeat) {
+            snprintf(error, OPTIONS_ERROR_BYTES,
+                     "--timeout %u must be at least three times --heartbeat %u: one late heartbeat "
+                     "is no failure", timeout, heartbeat);
+            return -EINVAL;
+        }
+    }
+    if (o->json && o->quiet) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "--json and -q exclude each other");
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error)
+{
+    int option, rc;
+
+    memset(o, 0, sizeof(*o));
+    o->ssh = "ssh";
+    o->receive_command = "xl remus-receive";
+    optind = 0; /* also resets the library's hidden state */
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, "+:ci:s:dnFuqvhbN:pe", long_options, NULL)) != -1) {
+        rc = 0;
+        switch (option) {
+        case 'c':
+            rc = set_mode(o, "colo", error);
+            break;
+        case OPT_REMUS:
+            rc = set_mode(o, "remus", error);
+            break;
+        case OPT_KEMARI:
+            rc = set_mode(o, "kemari", error);
+            break;
+        case OPT_CURLING:
+            rc = set_mode(o, "curling", error);
+            break;
+        case OPT_AUTO:
+            rc = set_mode(o, "auto", error);
+            break;
+        case 'i':
+            rc = parse_ms(optarg, "-i", 10, &o->period_ms, error);
+            break;
+        case OPT_DEADLINE:
+            rc = parse_ms(optarg, "--deadline", 1, &o->deadline_ms, error);
+            break;
+        case OPT_HEARTBEAT:
+            rc = parse_ms(optarg, "--heartbeat", 10, &o->heartbeat_ms, error);
+            break;
+        case OPT_TIMEOUT:
+            rc = parse_ms(optarg, "--timeout", 30, &o->timeout_ms, error);
+            break;
+        case 's':
+            o->ssh = optarg;
+            break;
+        case OPT_RECEIVE:
+            o->receive_command = optarg;
+            break;
+        case OPT_DATA:
+            rc = remus_address_parse(optarg, o->data_address, sizeof(o->data_address),
+                                     &o->data_port);
+            if (rc)
+                snprintf(error, OPTIONS_ERROR_BYTES,
+                         "--data-address: '%s' is not ADDR, ADDR:PORT, [V6]:PORT or :PORT", optarg);
+            break;
+        case 'd':
+            o->no_disk = true;
+            break;
+        case 'n':
+            o->no_net = true;
+            break;
+        case 'F':
+            o->unsafe = true;
+            break;
+        case 'u':
+            break;
+        case OPT_JSON:
+            o->json = true;
+            break;
+        case 'q':
+            o->quiet = true;
+            break;
+        case 'v':
+            o->verbose = true;
+            break;
+        case OPT_VERIFY:
+            o->verify = true;
+            break;
+        case OPT_RELEASE:
+            o->release = true;
+            break;
+        case OPT_LIBEXEC:
+            o->libexec = optarg;
+            break;
+        case 'h':
+            o->help = true;
+            return 0;
+        case ':':
+            snprintf(error, OPTIONS_ERROR_BYTES, "%s needs a value", argv[optind - 1]);
+            return -EINVAL;
+        case '?':
+            if (optopt)
+                snprintf(error, OPTIONS_ERROR_BYTES, "there is no option -%c", optopt);
+            else
+                snprintf(error, OPTIONS_ERROR_BYTES, "there is no option %s", argv[optind - 1]);
+            return -EINVAL;
+        default:
+            rc = refuse(option, error);
+            break;
+        }
+        if (rc)
+            return rc;
+    }
+    return check(o, argc, optind, argv, error);
+}

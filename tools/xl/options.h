@@ -1,0 +1,29 @@
+/* options.h: the command line of xl remus, parsed into plain data. */
+#ifndef XL_OPTIONS_H
+#define XL_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define OPTIONS_ERROR_BYTES 320u
+
+struct remus_options {
+    const char *domain, *host;
+    const char *mode;               /* name of a row of the mode table */
+    uint32_t period_ms, heartbeat_ms, timeout_ms, deadline_ms; /* 0: default */
+    bool no_net, no_disk, unsafe;
+    bool verify, json, quiet, verbose;
+    bool help, release;
+    const char *ssh;                /* "ssh" unless -s */
+    const char *receive_command;    /* what ssh runs on HOST */
+    const char *libexec;            /* NULL: found */
+    char data_address[256];         /* "": HOST's */
+    uint16_t data_port;             /* 0: any */
+};
+
+/* 0; -EINVAL with a sentence in error[OPTIONS_ERROR_BYTES].  Strings point into argv. */
+int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error);
+extern const char remus_options_help[];
+
+#endif /* XL_OPTIONS_H */

@@ -1,0 +1,18 @@
+/*
+ * record.h: what xl remus-status reads: /run/xen/remus/DOMID.json, the newest status of a session,
+ * replaced by rename so that a reader never sees half of one, and removed at the session's end.
+ * DOMID.lock beside it is held by whoever runs the session: a record without a holder is of one that
+ * died.
+ */
+#ifndef XL_RECORD_H
+#define XL_RECORD_H
+
+#include "tools/libxl/remus_session.h"
+
+#define RECORD_BYTES_MAX 65536u
+
+/* Best effort: a full disk must not end protection. */
+void record_write(const struct remus_status *s);
+void record_remove(uint32_t domid);
+
+#endif /* XL_RECORD_H */

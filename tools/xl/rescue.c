@@ -1,0 +1,210 @@
+#include "tools/xl/rescue.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <libxl.h>
+#include <xenctrl.h>
+#include <xenstore.h>
+
+#include "tools/libxc/xc_sr.h"
+#include "tools/libxl/remus_guest.h"
+#include "tools/libxl/remus_message.h"
+#include "tools/remus/nftrules.h"
+
+/* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
+#define RESCUE_SUSPEND_MS 5000u
+
+struct rescue {
+    struct xc_sr_handles h;
+    struct xs_handle *xs;
+    rescue_say say;
+    void *arg;
+    const char *name;
+    int rc;                 /* first thing that went wrong */
+};
+
+__attribute__((format(printf, 3, 4)))
+static void note(struct rescue *r, int rc, const char *format, ...)
+{
+    char text[400];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    r->say(r->arg, text);
+    if (rc && !r->rc)
+        r->rc = rc;
+}
+
+static int rescue_open(struct rescue *r, uint32_t domid)
+{
+    r->h.domid = domid;
+    r->h.xch = xc_interface_open(NULL, NULL, 0);
+    r->xs = xs_open(0);
+    if (!r->h.xch || !r->xs) {
+        note(r, -EIO, "Xen or xenstore does not open: %s", strerror(errno));
+        return -EIO;
+    }
+    return 0;
+}
+
+static void rescue_close(struct rescue *r)
+{
+    if (r->xs)
+        xs_close(r->xs);
+    if (r->h.xch)
+        xc_interface_close(r->h.xch);
+}
+
+/* Out of suspension, also of one that is only on its way. */
+static void run_again(struct rescue *r)
+{
+    uint64_t deadline = remus_now_ms() + RESCUE_SUSPEND_MS;
+    char path[64], *request;
+    enum remus_guest_run state;
+    uint32_t reason;
+    xc_dominfo_t info;
+    bool asked;
+    int rc;
+
+    /* Empty means that the guest took a request and may be about to suspend. */
+    snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", r->h.domid);
+    request = xs_read(r->xs, XBT_NULL, path, NULL);
+    asked = request && !request[0];
+    free(request);
+    rc = remus_guest_suspend_withdraw(r->xs, r->h.domid);
+    if (rc)
+        note(r, rc, "the request to suspend could not be taken back: %s", strerror(-rc));
+    for (;;) {
+        state = remus_guest_state(r->h.xch, r->h.domid, &reason);
+        if (state != REMUS_GUEST_RUNS || !asked || remus_now_ms() >= deadline)
+            break;
+        poll(NULL, 0, 20);
+    }
+    if (state == REMUS_GUEST_ENDED) {
+        note(r, -ESRCH, "%s has ended meanwhile", r->name);
+        return;
+    }
+    if (state == REMUS_GUEST_SUSPENDED) {
+        rc = xc_sr_resume(&r->h);
+        if (rc)
+            note(r, rc, "%s is suspended and could not be resumed: %s", r->name, strerror(-rc));
+        else
+            note(r, 0, "%s was suspended and runs again", r->name);
+    }
+    if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) == 1 && info.domid == r->h.domid &&
+        info.paused) {
+        if (xc_domain_unpause(r->h.xch, r->h.domid))
+            note(r, -errno, "%s is paused and could not be unpaused: %s", r->name, strerror(errno));
+        else
+            note(r, 0, "%s was paused and runs again", r->name);
+    }
+}
+
+static void remove_rules(struct rescue *r)
+{
+    struct remus_nft_vif vifs[64];
+    char prefix[REMUS_NFT_VIF_BYTES], error[200] = "";
+    size_t count = 0, i;
+    int rc;
+
+    rc = remus_nft_list(vifs, sizeof(vifs) / sizeof(vifs[0]), &count, error, sizeof(error));
+    if (rc) {
+        note(r, rc, "the rules of %s's interfaces could not be read: %s", r->name, error);
+        return;
+    }
+    /* A vif of this guest by its name; other names stand in the backend's node. */
+    snprintf(prefix, sizeof(prefix), "vif%u.", r->h.domid);
+    for (i = 0; i < count && i < sizeof(vifs) / sizeof(vifs[0]); i++) {
+        if (strncmp(vifs[i].name, prefix, strlen(prefix)))
+            continue;
+        rc = remus_nft_unprotect(vifs[i].name, error, sizeof(error));
+        if (rc)
+            note(r, rc, "the rules of %s could not be removed: %s", vifs[i].name, error);
+    }
+}
+
+/* Interfaces that the operator gave a name of their own (vifname=). */
+static void remove_named_rules(struct rescue *r)
+{
+    struct remus_vif vifs[REMUS_VIFS_MAX];
+    unsigned int count = 0, i;
+    char error[200] = "";
+    int rc;
+
+    if (remus_guest_vifs(r->xs, r->h.domid, vifs, &count))
+        return;
+    for (i = 0; i < count; i++) {
+        rc = remus_nft_unprotect(vifs[i].netdev, error, sizeof(error));
+        if (rc)
+            note(r, rc, "the rules of %s could not be removed: %s", vifs[i].netdev, error);
+    }
+}
+
+static void wake_minder(struct rescue *r)
+{
+    pid_t pids[REMUS_XL_PIDS_MAX];
+    unsigned int count = 0;
+
+    remus_guest_xl_stop(r->name, pids, &count);
+    remus_guest_xl_continue(pids, count);
+}
+
+int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say, void *arg)
+{
+    struct rescue r = {.say = say, .arg = arg, .name = name};
+
+    if (rescue_open(&r, domid))
+        goto out;
+    run_again(&r);
+    if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
+        errno != EINVAL && errno != ESRCH)
+        note(&r, -errno, "tracking of dirty pages could not be turned off: %s", strerror(errno));
+    if (unfence) {
+        remove_rules(&r);
+        remove_named_rules(&r);
+        remus_guest_unpublish(r.xs, domid);
+    }
+    wake_minder(&r);
+out:
+    rescue_close(&r);
+    return r.rc;
+}
+
+int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg)
+{
+    struct rescue r = {.say = say, .arg = arg, .name = name};
+    xentoollog_logger *logger = NULL;
+    libxl_ctx *ctx = NULL;
+    int rc;
+
+    if (rescue_open(&r, domid))
+        goto out;
+    logger = (xentoollog_logger *)xtl_createlogger_stdiostream(stderr, XTL_ERROR, 0);
+    if (!logger || libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, logger)) {
+        note(&r, -EIO, "libxenlight does not open; run: xl destroy %s", name);
+        goto out;
+    }
+    /* The rules stay until the guest is gone: not one more packet of it may leave. */
+    rc = libxl_domain_destroy(ctx, domid, NULL);
+    if (rc) {
+        note(&r, -EIO, "%s could not be destroyed here (libxl error %d); run: xl destroy %s", name,
+             rc, name);
+        goto out;
+    }
+    remove_rules(&r);
+    wake_minder(&r);
+out:
+    if (ctx)
+        libxl_ctx_free(ctx);
+    if (logger)
+        xtl_logger_destroy(logger);
+    rescue_close(&r);
+    return r.rc;
+}

@@ -1,0 +1,25 @@
+/*
+ * rescue.h: repairing a guest after the coordinator on its host died.
+ *
+ * A coordinator that returns leaves nothing behind.  One that was killed may leave the guest
+ * suspended, with log-dirty on, its minder (the process of `xl create`) stopped, and its interfaces
+ * steered to queues that nobody serves, which drops all of its output: a fence.
+ */
+#ifndef XL_RESCUE_H
+#define XL_RESCUE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef void (*rescue_say)(void *arg, const char *text);
+
+/*
+ * Lets the guest run.  unfence: its output may leave, too; the caller knows that no copy of it
+ * runs elsewhere.  0: the guest runs; -ESRCH: it is gone; others: what could not be repaired was
+ * said.
+ */
+int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say, void *arg);
+/* The copy elsewhere is the guest now: destroys the one here, without a word from it. */
+int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg);
+
+#endif /* XL_RESCUE_H */

@@ -1,0 +1,206 @@
+/*
+ * remus.h: the wire format and the xenstore interface of non-stop virtual machines.
+ *
+ * Everything that crosses from one host to the other stands on this page: two byte streams, the
+ * link (coordinator to coordinator) and the packet channel (colo-proxyd to colo-shadowd), each a
+ * sequence of frames.  All integers are little endian.  Every length is bounded here; a receiver
+ * rejects anything beyond a bound before it allocates or copies.  The prose, the order rules and
+ * the octet diagrams are in docs/protocol.md.
+ */
+#ifndef XEN_PUBLIC_REMUS_H
+#define XEN_PUBLIC_REMUS_H
+
+#include <stdint.h>
+
+#define REMUS_PROTOCOL_VERSION   1u
+#define REMUS_SECRET_BYTES       32u
+
+/* ---- Opening of either stream: the connecting side (primary) proves itself ---------------- */
+
+#define REMUS_OPEN_MAGIC         0x31534d52u /* "RMS1" */
+#define REMUS_CHANNEL_LINK       1u
+#define REMUS_CHANNEL_PACKETS    2u
+
+struct remus_open {                 /* primary -> secondary, first bytes on each connection */
+    uint32_t magic;                 /* REMUS_OPEN_MAGIC */
+    uint16_t version;               /* REMUS_PROTOCOL_VERSION */
+    uint16_t channel;               /* REMUS_CHANNEL_* */
+    uint8_t  secret[REMUS_SECRET_BYTES]; /* one-time, handed over through ssh */
+};
+
+/* ---- Link frames ------------------------------------------------------------------------ */
+
+#define REMUS_FRAME_MAX          (1u << 20)  /* payload bytes of one link frame */
+#define REMUS_EPOCH_BYTES_MAX    (1ull << 36) /* payload bytes of one epoch, all frames */
+
+struct remus_frame {                /* precedes every payload on the link */
+    uint32_t type;                  /* REMUS_FRAME_*; values with REMUS_FRAME_OPTIONAL may be skipped */
+    uint32_t length;                /* payload bytes, <= REMUS_FRAME_MAX */
+    uint64_t epoch;                 /* the epoch it belongs to, 0 where none */
+    uint64_t checksum;              /* XXH3-64 of the payload, seed = type ^ (epoch << 32) */
+};
+
+#define REMUS_FRAME_OPTIONAL     0x80000000u
+
+enum remus_frame_type {
+    REMUS_FRAME_HELLO      = 1,     /* both: struct remus_hello */
+    REMUS_FRAME_HEARTBEAT  = 2,     /* both: struct remus_heartbeat */
+    REMUS_FRAME_CONFIG     = 3,     /* P->S: domain configuration, JSON text (one frame) */
+    REMUS_FRAME_STREAM     = 4,     /* P->S: bytes of the public migration stream */
+    REMUS_FRAME_STREAM_END = 5,     /* P->S: the stream is complete (u64 total bytes) */
+    REMUS_FRAME_READY      = 6,     /* S->P: secondary built, waits for epoch 1 */
+    REMUS_FRAME_PAGES      = 16,    /* P->S: struct remus_pages + gfns + contents */
+    REMUS_FRAME_RECORD     = 17,    /* P->S: struct remus_record + body */
+    REMUS_FRAME_EPOCH_END  = 18,    /* P->S: struct remus_epoch_end */
+    REMUS_FRAME_ACK        = 19,    /* S->P: epoch complete and verified in secondary's memory */
+    REMUS_FRAME_APPLIED    = 20,    /* S->P: struct remus_applied; secondary runs on from it */
+    REMUS_FRAME_CHECKPOINT = 21,    /* S->P: secondary asks for a checkpoint; reason text */
+    REMUS_FRAME_STOP       = 32,    /* either: orderly end of protection; struct remus_stop */
+    REMUS_FRAME_STOPPED    = 33,    /* answer to STOP: this side has let go */
+    REMUS_FRAME_ERROR      = 34,    /* either: sentence for the user; the session ends */
+};
+
+struct remus_hello {
+    uint16_t version;
+    uint16_t mode;                  /* REMUS_MODE_* */
+    uint32_t flags;                 /* REMUS_HELLO_* */
+    uint64_t guest_pages;           /* RAM pages of the guest */
+    uint32_t vcpus;
+    uint32_t heartbeat_ms;          /* interval of heartbeats */
+    uint32_t timeout_ms;            /* silence after which the peer counts as lost */
+    uint32_t reserved;
+    uint8_t  session[16];           /* UUID of the session */
+};
+#define REMUS_HELLO_VERIFY       0x1u /* epochs carry hashes of every page */
+#define REMUS_HELLO_NO_NET       0x2u
+#define REMUS_HELLO_NO_DISK      0x4u
+
+#define REMUS_MODE_COLO          1u
+#define REMUS_MODE_REMUS         2u
+#define REMUS_MODE_KEMARI        3u
+#define REMUS_MODE_CURLING       4u
+#define REMUS_MODE_AUTO          5u
+
+struct remus_heartbeat {
+    uint64_t sent_us;               /* sender's CLOCK_MONOTONIC, microseconds */
+    uint64_t echo_us;               /* newest sent_us received from the peer, 0 if none */
+    uint64_t state;                 /* sender's state number, for the log */
+};
+
+#define REMUS_PAGES_PER_FRAME    240u
+struct remus_pages {                /* then uint64_t gfn[count]; then, per page that is not zero, 4096 bytes */
+    uint32_t count;                 /* 1..REMUS_PAGES_PER_FRAME */
+    uint32_t reserved;
+};
+#define REMUS_GFN_ZERO           (1ull << 63) /* page is all zero, no contents follow */
+#define REMUS_GFN_MASK           ((1ull << 52) - 1)
+
+#define REMUS_RECORD_MAX         (8u << 20)  /* body bytes of one record, over all its fragments */
+enum remus_record_type {
+    REMUS_RECORD_HVM_CONTEXT = 1,   /* as XEN_DOMCTL_gethvmcontext gives it */
+    REMUS_RECORD_GRANT_V1    = 2,   /* grant_entry_v1_t[] from entry 0; GTF_reading/writing clear */
+    REMUS_RECORD_EVTCHN      = 3,   /* struct remus_evtchn[] from port 0 */
+    REMUS_RECORD_FRONTENDS   = 4,   /* struct remus_text: path NUL value NUL ..., relative to the domain */
+    REMUS_RECORD_HASHES      = 5,   /* --verify: struct remus_hash[] of every RAM page */
+    REMUS_RECORD_HVM_PARAMS  = 6,   /* struct remus_hvm_param[] */
+};
+struct remus_record {
+    uint32_t type;                  /* REMUS_RECORD_* */
+    uint32_t total;                 /* body bytes of the whole record, <= REMUS_RECORD_MAX */
+    uint32_t offset;                /* of this fragment; fragments come in order, without gap */
+    uint32_t reserved;
+};
+struct remus_evtchn {
+    uint8_t  status;                /* EVTCHNSTAT_* */
+    uint8_t  reserved;
+    uint16_t vcpu;
+    uint32_t detail;                /* virq | pirq | remote dom << 16; 0 for ipi */
+};
+struct remus_hash { uint64_t gfn; uint64_t hash; };
+struct remus_hvm_param { uint64_t index; uint64_t value; };
+
+struct remus_epoch_end {
+    uint64_t pages;                 /* pages carried by this epoch */
+    uint64_t records;               /* complete records */
+    uint64_t checksum;              /* XXH3-64 over the frame checksums of the epoch, in order */
+    uint64_t suspended_us;          /* how long the primary's guest was stopped */
+};
+struct remus_applied {
+    uint64_t paused_us;             /* how long the secondary's guest was paused */
+    uint64_t rolled_back;           /* pages restored from the mirror */
+    uint64_t verify_bad;            /* pages that differ (--verify), 0 otherwise */
+    uint64_t first_bad_gfn;
+};
+struct remus_stop { uint32_t reason; uint32_t guest_reason; }; /* REMUS_STOP_*, SHUTDOWN_* or ~0 */
+#define REMUS_STOP_OPERATOR      1u  /* Ctrl-C, xl remus-stop */
+#define REMUS_STOP_GUEST         2u  /* the guest powered off, rebooted or crashed by itself */
+#define REMUS_STOP_REBUILD       3u  /* states can no longer be made equal (say why in the log) */
+#define REMUS_STOP_FAILED        4u  /* an error on the sender's side */
+
+/* ---- Packet channel frames --------------------------------------------------------------- */
+
+#define REMUS_PACKET_MAX         (65536u + 64u) /* bytes of one Ethernet frame, GSO included */
+
+struct remus_packet {               /* precedes every payload on the packet channel */
+    uint32_t length;                /* payload bytes */
+    uint8_t  type;                  /* REMUS_PACKET_* */
+    uint8_t  vif;                   /* index of the guest's interface */
+    uint16_t flags;                 /* REMUS_PACKET_F_* */
+    uint64_t epoch;                 /* epoch of the sender's guest when it was taken */
+    uint64_t id;                    /* OUTPUT: counts from 1 for each vif; others 0 */
+    uint16_t gso_size;              /* 0: not GSO */
+    uint16_t reserved[3];
+};
+enum remus_packet_type {
+    REMUS_PACKET_INPUT    = 1,      /* P->S: Ethernet frame the primary's guest has received */
+    REMUS_PACKET_OUTPUT   = 2,      /* S->P: Ethernet frame the secondary's guest has sent */
+    REMUS_PACKET_MATCHED  = 3,      /* P->S: uint64_t id[]: these outputs have left, forget them */
+    REMUS_PACKET_FLOW     = 4,      /* P->S: struct remus_flow: the primary's ISN of a young flow */
+    REMUS_PACKET_PING     = 5,      /* P->S, opaque payload up to 64 bytes, answered by PONG */
+    REMUS_PACKET_PONG     = 6,
+};
+#define REMUS_PACKET_F_CSUM_PARTIAL 0x1u /* L4 checksum field holds the pseudo header sum only */
+#define REMUS_PACKET_F_GSO          0x2u /* larger than the MTU; segment before a real wire */
+
+struct remus_flow {                 /* addresses and ports as the guest sees them, network order */
+    uint8_t  guest_addr[16];        /* IPv4 as ::ffff:a.b.c.d */
+    uint8_t  peer_addr[16];
+    uint16_t guest_port;
+    uint16_t peer_port;
+    uint32_t primary_isn;           /* host order: sequence number of the primary guest's SYN */
+    uint16_t vlan[2];               /* 0xffff: none */
+    uint32_t reserved;
+};
+
+/* ---- xenstore --------------------------------------------------------------------------- */
+
+/*
+ * Under /local/domain/DOMID/remus, owned by dom0 and unreadable to the guest:
+ *   role    "primary" | "secondary" | "unprotected"
+ *   mode    "colo" | "remus" | ...
+ *   state   a state name of docs/design.md
+ *   epoch   number of the newest acknowledged epoch
+ *   peer    host name as the operator gave it
+ *   reason  the last change of state, a sentence
+ *   pid     process id of the coordinator
+ */
+#define REMUS_XS_NODE            "remus"
+
+#define REMUS_CHECK_SIZE(type, size) \
+    _Static_assert(sizeof(type) == (size), "wire size of " #type)
+REMUS_CHECK_SIZE(struct remus_open, 40);
+REMUS_CHECK_SIZE(struct remus_frame, 24);
+REMUS_CHECK_SIZE(struct remus_hello, 48);
+REMUS_CHECK_SIZE(struct remus_heartbeat, 24);
+REMUS_CHECK_SIZE(struct remus_pages, 8);
+REMUS_CHECK_SIZE(struct remus_record, 16);
+REMUS_CHECK_SIZE(struct remus_evtchn, 8);
+REMUS_CHECK_SIZE(struct remus_hash, 16);
+REMUS_CHECK_SIZE(struct remus_hvm_param, 16);
+REMUS_CHECK_SIZE(struct remus_epoch_end, 32);
+REMUS_CHECK_SIZE(struct remus_applied, 32);
+REMUS_CHECK_SIZE(struct remus_stop, 8);
+REMUS_CHECK_SIZE(struct remus_packet, 32);
+REMUS_CHECK_SIZE(struct remus_flow, 48);
+
+#endif /* XEN_PUBLIC_REMUS_H */
