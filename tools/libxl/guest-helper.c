@@ -144,7 +144,7 @@ static int cmd_restore(const char *name, uint32_t same_domid, const char *script
         printf("%u\n", domid);
     } else {
         fail("build", name, rc);
-        if (domid != INVALID_DOMID)
+        if (domid != (uint32_t)INVALID_DOMID)
             libxl_domain_destroy(ctx, domid, NULL);
     }
 out:

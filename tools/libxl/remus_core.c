@@ -879,9 +879,11 @@ static void p_cannot_resume(struct remus_core *c, struct remus_actions *out)
         if (has(c, F_UNPROTECTED)) {
             p_finish(c, out);
         }
-    } else if (has(c, F_PEER_MAY_RUN)) {
+    } else if (c->state == RP_STOP || c->state == RP_ARBITRATE) {
+        return; /* the secondary was told, or the arbiter asked: what follows is under way */
+    } else if (has(c, F_PEER_MAY_RUN) && !has(c, F_LET_GO)) {
         p_fence(c, out);
-    } else if (c->state != RP_STOP) {
+    } else {
         if (!has(c, F_ENDING)) {
             c->stop_reason = REMUS_STOP_FAILED;
             c->flags |= F_ENDING;

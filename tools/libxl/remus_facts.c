@@ -212,9 +212,6 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
     if (domid == 0)
         goto out;
     snprintf(out->uuid, sizeof(out->uuid), LIBXL_UUID_FMT, LIBXL_UUID_BYTES(info.uuid));
-    out->type = info.domain_type == LIBXL_DOMAIN_TYPE_PV    ? REMUS_GUEST_PV
-                : info.domain_type == LIBXL_DOMAIN_TYPE_PVH ? REMUS_GUEST_PVH
-                                                            : REMUS_GUEST_HVM;
     out->paused = info.paused;
     out->shut_down = info.shutdown;
     out->dying = info.dying;
@@ -234,6 +231,13 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
         rc = -EIO;
         goto out;
     }
+    /* libxl_domain_info calls a PVH guest HVM: Xen itself does not tell them apart. */
+    if (config.c_info.type == LIBXL_DOMAIN_TYPE_PVH)
+        out->type = REMUS_GUEST_PVH;
+    /* The type of info cannot tell PVH from HVM. */
+    out->type = config.c_info.type == LIBXL_DOMAIN_TYPE_PV    ? REMUS_GUEST_PV
+                : config.c_info.type == LIBXL_DOMAIN_TYPE_PVH ? REMUS_GUEST_PVH
+                                                              : REMUS_GUEST_HVM;
     out->memory_kb = config.b_info.max_memkb;
     if (libxl_domain_need_memory(f->ctx, &config, domid, &out->need_kb))
         out->need_kb = out->memory_kb + out->memory_kb / 50 + 8192;

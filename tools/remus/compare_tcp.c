@@ -10,6 +10,9 @@
  *   - its SACK blocks are among the secondary's (else intersected, GSO: held), and
  *   - an urgent pointer points where the secondary's does.
  *
+ * Bytes below `verified` are not kept, so a retransmission of them is not looked at again, nor is the
+ * secondary's; one that overlaps bytes still waiting must agree with them, on either side.
+ *
  * Numbering.  colo-shadowd rewrites the secondary's output of connections younger than the last
  * checkpoint.  The exact rule: a frame of the secondary with SYN is never rewritten and carries the
  * secondary's own ISN; every other frame carries the primary's numbers, because colo-shadowd holds

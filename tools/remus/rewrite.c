@@ -35,9 +35,10 @@ struct flow {
     uint32_t ts_delta;           /* added to TSval since failover */
     bool used;
     bool young;
-    bool active;                 /* the guest began it */
+    bool active;                 /* the guest began it, or FLOW came before anything else */
     bool data_in_syn;            /* the peer's first ACK need not be ISN + 1 */
     bool secondary_known, primary_known, primary_certain, next_known;
+    bool waits;                  /* input is held until the secondary's ISN is known */
     bool syn_pending;            /* a SYN came for a flow that lives: the guest's answer will tell */
     bool established;            /* the peer has acknowledged something */
     bool fin_input, fin_output, reset;
@@ -174,7 +175,7 @@ static void refresh(struct rewrite *rw, struct flow *flow)
     flow->generation = rw->generation;
     flow->young = flow->active = flow->data_in_syn = false;
     flow->secondary_known = flow->primary_known = flow->primary_certain = false;
-    flow->next_known = flow->syn_pending = false;
+    flow->next_known = flow->syn_pending = flow->waits = false;
     flow->offset = 0;
     flow->counted = false;       /* rewrite_detach() has set the count to 0 */
 }
@@ -274,7 +275,7 @@ static void begin(struct flow *flow, uint64_t now_us, bool active)
     flow->young = true;
     flow->young_us = now_us;
     flow->active = active;
-    flow->data_in_syn = flow->syn_pending = flow->established = false;
+    flow->data_in_syn = flow->syn_pending = flow->waits = flow->established = false;
     flow->fin_input = flow->fin_output = flow->reset = false;
     flow->echo_known = flow->ts_resolved = false;
     flow->secondary_known = false;
@@ -302,6 +303,7 @@ static bool work_out(struct rewrite *rw, struct flow *flow, bool could)
 static bool learn_secondary(struct rewrite *rw, struct flow *flow, const struct packet_tcp *tcp)
 {
     flow->secondary_known = true;
+    flow->waits = false;
     flow->secondary_isn = tcp->seq;
     flow->syn_tsval = tcp->has_timestamp ? tcp->tsval : 0;
     return work_out(rw, flow, false);
@@ -360,9 +362,11 @@ static struct rewrite_result input_syn(struct rewrite *rw, uint64_t now_us, stru
     } else if (flow->young && !flow->active && flow->established == false &&
                flow->peer_isn == tcp->seq) {
         return result_of(rw, flow, REWRITE_PASS); /* again */
-    } else if (flow->young && !flow->secondary_known && !flow->active) {
-        /* FLOW came first, or the peer has given up a SYN that was never answered. */
-        flow->young_us = now_us;
+    } else if (flow->young && !flow->secondary_known) {
+        if (flow->active) {
+            return result_of(rw, flow, REWRITE_PASS); /* see wants_hold() */
+        }
+        flow->young_us = now_us; /* the peer has given up a SYN that was never answered */
     } else if (alive(flow) && (flow->young || flow->established || flow->echo_known)) {
         flow->syn_pending = true; /* a stray, until the guest answers it */
         flow->peer_isn = tcp->seq;
@@ -417,6 +421,21 @@ static void input_translate(const struct flow *flow, uint8_t *frame, struct pack
     }
 }
 
+/*
+ * Input for a flow whose secondary ISN is not known.  After the peer's SYN everything waits for the
+ * guest's SYN-ACK.  After FLOW alone there are two possibilities: the guest will open a connection,
+ * then the peer's SYN-ACK waits for the guest's SYN; or the primary has repeated a SYN-ACK of an
+ * earlier epoch, then the numbers are equal and nothing may wait.
+ */
+static bool wants_hold(const struct rewrite *rw, const struct flow *flow, uint64_t now_us,
+                       const struct packet_tcp *tcp)
+{
+    if (rw->failed_over && now_us - flow->young_us >= REWRITE_HANDSHAKE_US) {
+        return false;
+    }
+    return !flow->active || flow->waits || (tcp->flags & PACKET_TCP_SYN);
+}
+
 struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t *frame,
                                     struct packet *p, bool partial)
 {
@@ -449,13 +468,12 @@ struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t
     }
     result = result_of(rw, flow, REWRITE_PASS);
 
-    if (flow->young && !flow->secondary_known) {
-        if (!rw->failed_over || now_us - flow->young_us < REWRITE_HANDSHAKE_US) {
-            result.verdict = REWRITE_HOLD;
-        }
+    if (flow->young && !flow->secondary_known && wants_hold(rw, flow, now_us, &p->tcp)) {
+        flow->waits = true;
+        result.verdict = REWRITE_HOLD;
         return result;
     }
-    if (flow->young && !flow->primary_known) {
+    if (flow->young && flow->secondary_known && !flow->primary_known) {
         if (infer_primary(flow, &p->tcp, &isn)) {
             result.output_ready = learn_primary(rw, flow, isn, false);
         } else if (!rw->failed_over) {

@@ -14,9 +14,11 @@
  * forgets every ISN.
  *
  *   state of a young flow        frame from the guest      frame to the guest
- *   secondary's ISN unknown      sent on                   SYN: passed; others: REWRITE_HOLD
+ *   secondary's ISN unknown      sent on                   SYN: passed; others: REWRITE_HOLD (*)
  *   primary's ISN unknown        SYN: sent on; HOLD        SYN: passed; ACK tells it; others: HOLD
  *   both known                   seq += offset             ack, SACK -= offset
+ * (*) where FLOW alone made it young: only a SYN-ACK and what follows one; a primary that repeats a
+ *     SYN-ACK of an earlier epoch sends FLOW, too, and both guests have the same numbers then.
  *
  * After failover nothing is held for want of the primary's ISN, and input that waits for the
  * secondary's for REWRITE_HANDSHAKE_US only; SYN frames are rewritten as well, as they are sent to peers

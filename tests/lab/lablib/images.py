@@ -285,7 +285,7 @@ def build():
         dom0_key = key_of("dom0", boot, rootfs, guest,
                           common.hash_files(lab_path("dom0", "overlay")),
                           common.hash_files(lab_path("dom0", "initrd-init")),
-                          common.hash_files(lab_path("tools")))
+                          common.hash_files(lab_path("tools", "sampler.c")))
         dom0 = layer("dom0", dom0_key, lambda out: build_dom0(out, boot, rootfs, guest))
         remove_old_layers([boot, rootfs, guest, dom0])
     return {

@@ -1,0 +1,21 @@
+#!/bin/sh
+# check.sh SIM [SEEDS]: the simulator finds nothing in the protocol as it is, and finds every
+# deliberate bug that it knows how to make.
+set -eu
+
+sim=${1:?usage: check.sh PATH-OF-SIM [SEEDS]}
+seeds=${2:-5000}
+status=0
+
+"$sim" --seeds "1-$seeds" || exit 1
+
+for bug in release-before-ack no-hold partial-apply first-epoch-free no-resume no-echo \
+           late-suspend clock-stops stop-ignored bitmap-lost no-compare ack-early; do
+    if found=$("$sim" --seeds "1-$seeds" --break "$bug"); then
+        echo "NOT CAUGHT: $bug"
+        status=1
+    else
+        echo "caught $bug: $found"
+    fi
+done
+exit $status
