@@ -1,8 +1,9 @@
+/* LINK: tools/remus/channel.c */
 /*
  * Fuzz target: bytes from the other host.
  *
- * First byte: role (bit 0), how the rest is cut (bits 1 to 7, bytes per piece).  The frames that come
- * out are checked against what channel.h promises about them.
+ * First byte: role (bit 0), how the rest is cut (bits 1 to 7, bytes per piece).  The frames that
+ * come out are checked against what channel.h promises about them.
  */
 #include <stdint.h>
 #include <stdlib.h>

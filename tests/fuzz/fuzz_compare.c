@@ -1,6 +1,6 @@
 /*
- * fuzz_compare.c: a sequence of frames, cuts, releases and ticks (libFuzzer), with the invariants of
- * compare.h checked after each step and what left checked against what the secondary had sent.
+ * fuzz_compare.c: a sequence of frames, cuts, releases and ticks (libFuzzer), with the invariants
+ * of compare.h checked after each step and what left checked against what the secondary had sent.
  *
  * Input: operations of 1 byte, followed by their parameters (missing bytes are 0).  Three kinds
  * of traffic: flow A is TCP without SYN and RST and has an oracle for every byte and ack; flow B is
@@ -47,8 +47,8 @@ static struct {
     uint64_t matched_epoch[IDS_MAX];
     struct seen seen[2];       /* [epoch & 1]: the present one and the next */
     uint8_t sent_values[STREAM]; /* by the primary in this epoch, as in struct seen */
-    uint32_t floor;            /* bytes of A below it are verified, or older than the comparison: sent
-                                  again they leave without being looked at */
+    uint32_t floor;            /* bytes of A below it are verified, or older than the comparison:
+                                  sent again they leave without being looked at */
     uint32_t a_end, a_ack;     /* highest the primary has sent */
     bool a_known;
     uint64_t releasing;        /* epoch of cmp_release_epoch in progress, or 0 */

@@ -1,6 +1,6 @@
 /*
- * fuzz_packet.c: any bytes as a frame (libFuzzer).  The first byte chooses a rewrite; the rest is the
- * frame, in memory of exactly its size.
+ * fuzz_packet.c: any bytes as a frame (libFuzzer).  The first byte chooses a rewrite; the rest is
+ * the frame, in memory of exactly its size.
  */
 #include <stdint.h>
 #include <stdlib.h>

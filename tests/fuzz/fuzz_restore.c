@@ -2,9 +2,9 @@
 /*
  * fuzz_restore.c: the reader of migration streams against any bytes whatever.
  *
- * Xen is tests/unit/fake_sr.h.  Byte 0 chooses the domain's size and whether the two headers (40 bytes)
- * and the static data are supplied, so that the interesting part is reached without guessing
- * them; the rest is the stream.
+ * Xen is tests/unit/fake_sr.h.  Byte 0 chooses the domain's size and whether the two headers
+ * and the end of the static data are supplied, so that the interesting part is reached without
+ * guessing them; the rest is the stream.
  */
 #define FAKE_SR_BLOCKS
 #include <endian.h>

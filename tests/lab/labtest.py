@@ -8,8 +8,9 @@ or the name as its sentence. Run them all, some files, or some tests by name:
 
 The lab of the environment variable LAB is used (default here: check); it is booted if needed, put
 in order before every test, and taken down at the end unless --keep is given or it was up before.
-Every test has a deadline, extended when the machine is busy (LAB_PATIENCE=FACTOR fixes it). What is needed to understand a failure is saved below
-build/lab/results/LAB/NAME/. The exit status is 0 only if every test passed.
+Every test has a deadline, extended when the machine is busy (LAB_PATIENCE=FACTOR fixes it). What
+is needed to understand a failure is saved below build/lab/results/LAB/NAME/. The exit status
+is 0 only if every test passed.
 """
 
 import concurrent.futures
@@ -237,7 +238,7 @@ class TestLab(Lab):
         os.makedirs(self.directory)
 
     def put_in_order(self):
-        """Both hosts up, links whole, no guests. A host that cannot be put in order is restarted."""
+        """Both hosts up, links whole, no guests. A host that cannot be cleaned is restarted."""
         for client in self.running:
             with contextlib.suppress(OSError):
                 client.kill()

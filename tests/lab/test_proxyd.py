@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""colo-proxyd on a real vif. The coordinator and the secondary are played by tools/proxy-driver.py."""
+"""colo-proxyd on a real vif; tools/proxy-driver.py plays the coordinator and the secondary."""
 
 import contextlib
 import glob
@@ -76,8 +76,11 @@ class Proxy:
 
     def wait_asked(self, count=1):
         """The checkpoints asked for, when there are so many."""
-        return wait(lambda: (lambda asked: len(asked) >= count and asked)(self.state()["asked"]), 30,
-                    "colo-proxyd asks for a checkpoint")
+        def probe():
+            asked = self.state()["asked"]
+            return asked if len(asked) >= count else None
+
+        return wait(probe, 30, "colo-proxyd asks for a checkpoint")
 
     def ping_start(self, count, interval_s=0.2, wait_s=2):
         return self.lab.client_start(
@@ -117,7 +120,7 @@ class Proxy:
 
 @deadline(250)
 def test_equal_output_is_released_in_both_sizes_and_kinds(lab):
-    """With a secondary that says the same, TCP, UDP and ping work and no checkpoint is asked for."""
+    """With a secondary that says the same, TCP, UDP and ping work without a checkpoint."""
     proxy = Proxy(lab, *PATIENT)
     lab.run_client(proxy.guest, 6, long=50, short=200, udp=50, ping=50, bulk_down=300000,
                    bulk_up=300000)

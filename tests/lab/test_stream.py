@@ -23,7 +23,7 @@ def working_guest(lab, vcpus=1, dirty=300):
     """A guest whose client has a connection open and whose memory changes."""
     guest = lab.guest("a", vcpus=vcpus)
     guest.dirty(dirty)
-    client = lab.client(guest, long=100, udp=100, max_lost=200)
+    client = lab.client(guest, long=100)
     client.wait_answers(5)
     return guest, client
 
@@ -55,32 +55,32 @@ def save_and_restore(lab, vcpus, save, restore):
     goes_on(client)
 
 
-@deadline(150)
+@deadline(400)
 def test_our_stream_of_a_live_guest_is_restored_by_the_distributions_xl(lab):
     save_and_restore(lab, 1, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
 
 
-@deadline(150)
+@deadline(400)
 def test_the_same_with_two_vcpus(lab):
     save_and_restore(lab, 2, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
 
 
-@deadline(150)
+@deadline(400)
 def test_a_file_of_the_distributions_xl_is_restored_by_our_reader(lab):
     save_and_restore(lab, 2, "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
 
 
-@deadline(150)
+@deadline(400)
 def test_xl_save_with_our_saver_is_restored_by_the_distributions_xl(lab):
     save_and_restore(lab, 2, HELPER + "xl save g1 " + FILE, "xl restore " + FILE)
 
 
-@deadline(150)
+@deadline(400)
 def test_our_saver_and_our_reader_understand_each_other(lab):
     save_and_restore(lab, 1, HELPER + "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
 
 
-@deadline(180)
+@deadline(500)
 def test_xl_migrates_with_our_saver_and_back_with_our_reader(lab):
     guest, client = working_guest(lab)
     lab.execute("a", HELPER + "xl migrate g1 b", timeout_s=120)
@@ -92,7 +92,7 @@ def test_xl_migrates_with_our_saver_and_back_with_our_reader(lab):
     goes_on(client)
 
 
-@deadline(150)
+@deadline(400)
 def test_a_guest_works_on_while_it_is_saved_again_and_again(lab):
     guest, client = working_guest(lab, 2)
     domid = guest.domid("a")
@@ -105,7 +105,7 @@ def test_a_guest_works_on_while_it_is_saved_again_and_again(lab):
     goes_on(client)
 
 
-@deadline(120)
+@deadline(400)
 def test_a_save_that_fails_leaves_the_guest_at_work(lab):
     guest, client = working_guest(lab)
     for options in ("", "--resume ", "--live ", "--live --resume "):
@@ -119,7 +119,7 @@ def test_a_save_that_fails_leaves_the_guest_at_work(lab):
     goes_on(client)
 
 
-@deadline(150)
+@deadline(400)
 def test_our_reader_refuses_damaged_files_with_a_reason(lab):
     lab.guest("a")
     save_by_hand(lab, "--resume")
@@ -142,7 +142,7 @@ def test_our_reader_refuses_damaged_files_with_a_reason(lab):
     lab.execute("a", "rm %s*" % FILE)
 
 
-@deadline(200)
+@deadline(500)
 def test_our_saver_is_faster_than_the_distributions(lab):
     """Pages per second to /dev/null, best of three in turn; xl against xl, and remus-sr."""
     lab.guest("a")

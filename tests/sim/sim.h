@@ -34,7 +34,7 @@
 #define NEVER           UINT64_MAX
 #define MS              1000u
 
-/* ---- Deliberate bugs, to see that the checks find them --------------------------------------- */
+/* ---- Deliberate bugs, to see that the checks find them -------------------------------------- */
 
 enum sim_break {
     BREAK_NONE,
@@ -44,7 +44,7 @@ enum sim_break {
     BREAK_FIRST_EPOCH_FREE,      /* no arbitration as long as nothing was acknowledged */
     BREAK_NO_RESUME,             /* a checkpoint that is given up leaves the guest stopped */
     BREAK_NO_ECHO,               /* the primary trusts what it hears, not what was echoed */
-    BREAK_LATE_SUSPEND,          /* a guest that suspends after the request was withdrawn stays so */
+    BREAK_LATE_SUSPEND,          /* a guest that suspends after the cancel stays so */
     BREAK_CLOCK_STOPS,           /* time away is not noticed */
     BREAK_STOP_IGNORED,          /* the secondary answers STOP and stays ready to take over */
     BREAK_BITMAP_LOST,           /* an epoch goes on after its dirty bitmap was consumed */
@@ -54,7 +54,7 @@ enum sim_break {
 };
 extern const char *const sim_break_names[BREAK_COUNT];
 
-/* ---- Guests ------------------------------------------------------------------------------------ */
+/* ---- Guests --------------------------------------------------------------------------------- */
 
 /* Outputs form a tree: the history of a guest is the path from its newest output to the root. */
 struct output { uint32_t parent, index; uint64_t content, chain, inputs; };
@@ -70,7 +70,7 @@ struct guest {
 
 struct snapshot { struct guest guest; uint32_t carried; uint64_t epoch; };
 
-/* ---- Events ------------------------------------------------------------------------------------- */
+/* ---- Events --------------------------------------------------------------------------------- */
 
 enum sim_kind {
     K_CLIENT, K_NOISE, K_FAULT,
@@ -94,7 +94,7 @@ struct sim_event {
     uint64_t a, b, c;            /* kind's own */
 };
 
-/* ---- The two hosts -------------------------------------------------------------------------------- */
+/* ---- The two hosts -------------------------------------------------------------------------- */
 
 struct node {
     struct remus_core core;

@@ -63,7 +63,7 @@ const char *event_name(enum remus_event_type type)
            event_names[type] ? event_names[type] : "?";
 }
 
-/* ---- Clock, link, packet channel ---------------------------------------------------------------- */
+/* ---- Clock, link, packet channel ------------------------------------------------------------ */
 
 static uint64_t node_clock(const struct world *w, const struct node *n)
 {
@@ -120,7 +120,7 @@ void packet_send(struct world *w, enum remus_role to, enum packet_kind kind, uin
     e->c = c;
 }
 
-/* ---- Executors ------------------------------------------------------------------------------------ */
+/* ---- Executors ------------------------------------------------------------------------------ */
 
 static void answer(struct world *w, enum remus_role role, enum remus_event_type type,
                    uint32_t generation, uint64_t low_us, uint64_t high_us)
@@ -253,7 +253,7 @@ static void primary_action(struct world *w, const struct remus_action *a, bool g
         break;
     case RA_STAGE:
         if (goes_wrong(&w->bad_stage)) {
-            P->guest.dirty &= (uint32_t)chance(w, 1u << PAGES); /* some of it was read and cleaned */
+            P->guest.dirty &= (uint32_t)chance(w, 1u << PAGES); /* some was read and cleaned */
             if (w->mutation == BREAK_BITMAP_LOST) {
                 answer(w, REMUS_PRIMARY, RE_STAGED, ++P->operation, 50, 5 * MS);
             } else {
@@ -486,7 +486,7 @@ void node_start(struct world *w)
     }
 }
 
-/* ---- Events that reach a node ------------------------------------------------------------------------ */
+/* ---- Events that reach a node --------------------------------------------------------------- */
 
 static void begin_base(struct world *w)
 {
@@ -778,7 +778,7 @@ void node_handle(struct world *w, const struct sim_event *e)
     }
 }
 
-/* ---- Faults ------------------------------------------------------------------------------------------- */
+/* ---- Faults --------------------------------------------------------------------------------- */
 
 enum fault_type {
     FAULT_HOST, FAULT_COORDINATOR, FAULT_DAEMON, FAULT_FREEZE, FAULT_OPERATOR, FAULT_GUEST,

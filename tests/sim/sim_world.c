@@ -7,7 +7,7 @@
 
 #include "tests/sim/sim.h"
 
-/* ---- Chance and the queue --------------------------------------------------------------------- */
+/* ---- Chance and the queue ------------------------------------------------------------------- */
 
 uint64_t mix(uint64_t a, uint64_t b)
 {
@@ -177,7 +177,7 @@ bool world_is_kept(const struct world *w)
     return w->mode->holds_output && w->net;
 }
 
-/* ---- Guests -------------------------------------------------------------------------------------- */
+/* ---- Guests --------------------------------------------------------------------------------- */
 
 static struct guest *guest_of(struct world *w, enum remus_role role)
 {
@@ -276,7 +276,7 @@ void guest_noise(struct world *w, enum remus_role role)
     }
 }
 
-/* ---- The client's side of the network -------------------------------------------------------------- */
+/* ---- The client's side of the network ------------------------------------------------------- */
 
 static void emit(struct world *w, enum remus_role role, uint32_t id)
 {
@@ -306,11 +306,14 @@ static void emit(struct world *w, enum remus_role role, uint32_t id)
 
 static void client_sends(struct world *w, uint64_t input)
 {
-    if (w->node[REMUS_SECONDARY].open) {
-        if (!w->node[REMUS_SECONDARY].host_dead && w->now >= w->node[REMUS_SECONDARY].frozen_until) {
-            guest_input(w, REMUS_SECONDARY, input);
-        }
-    } else if (!w->node[REMUS_PRIMARY].host_dead && w->now >= w->node[REMUS_PRIMARY].frozen_until) {
+    enum remus_role role = w->node[REMUS_SECONDARY].open ? REMUS_SECONDARY : REMUS_PRIMARY;
+
+    if (w->node[role].host_dead || w->now < w->node[role].frozen_until) {
+        return;
+    }
+    if (role == REMUS_SECONDARY) {
+        guest_input(w, role, input);
+    } else {
         proxy_input(w, input);
     }
 }
@@ -329,7 +332,7 @@ void client_event(struct world *w)
     }
 }
 
-/* ---- The primary's packet daemon --------------------------------------------------------------------- */
+/* ---- The primary's packet daemon ------------------------------------------------------------ */
 
 /* Whether the primary's output can reach the world at this moment. */
 bool proxy_open(const struct world *w)
@@ -490,7 +493,7 @@ void proxy_partner(struct world *w, uint64_t epoch, uint64_t index, uint64_t con
     proxy_pump(w);
 }
 
-/* ---- The secondary's packet daemon ---------------------------------------------------------------------- */
+/* ---- The secondary's packet daemon ---------------------------------------------------------- */
 
 void shadow_queue(struct world *w, uint64_t epoch, uint64_t input)
 {
@@ -546,7 +549,7 @@ void shadow_open(struct world *w)
     }
 }
 
-/* ---- Beginning and end --------------------------------------------------------------------------------- */
+/* ---- Beginning and end ---------------------------------------------------------------------- */
 
 void world_reset(struct world *w, uint64_t seed)
 {

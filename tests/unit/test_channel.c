@@ -1,3 +1,4 @@
+/* LINK: tools/remus/channel.c */
 /* Framing of the packet channel: order, bounds, back-pressure, and what is refused. */
 #include <errno.h>
 #include <setjmp.h>

@@ -1,9 +1,9 @@
 /*
- * Unit tests of the comparison (tools/remus/compare*.c, reassembly.c).  The tests s01 to s41 are the
- * scenarios of the design, by their numbers; the others test epochs, limits and timers.
+ * Unit tests of the comparison (tools/remus/compare*.c, reassembly.c).  The tests s01 to s41 are
+ * the scenarios of the design, by their numbers; the others test epochs, limits and timers.
  *
- * A world is one comparison and the log of what it said.  primary(), secondary() hand a frame in and
- * return its id; released(), held(), matched() ask about an id.
+ * A world is one comparison and the log of what it said.  primary(), secondary() hand a frame in
+ * and return its id; released(), held(), matched() ask about an id.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -258,7 +258,7 @@ static void known_flow(void)
     released(p);
 }
 
-/* ---- The scenarios ------------------------------------------------------------------------------ */
+/* ---- The scenarios --------------------------------------------------------------------------- */
 
 static void s01_two_segments_against_three_of_the_same_bytes_are_released(void **state)
 {
@@ -301,6 +301,37 @@ static void s02_a_64k_gso_frame_against_mss_sized_segments_is_released(void **st
     matched(w->secondary_ids);
 }
 
+static void s02_any_cut_of_the_copies_compares_the_same_bytes(void **state)
+{
+    uint32_t cut_at, first;
+    uint16_t port = 1;
+
+    (void)state;
+    /* Around the size of the pieces in which copies are kept. */
+    for (cut_at = 2030; cut_at < 2050; cut_at++) {
+        for (first = 0; first < 2; first++) {
+            uint64_t p = 0, q;
+
+            port++;
+            if (first) {
+                p = primary(DATA(0, 5000, .peer_port = port));
+                secondary(DATA(0, cut_at, .peer_port = port));
+                secondary(DATA(cut_at, 2041, .peer_port = port));
+                held(p);
+                secondary(DATA(cut_at + 2041, 5000 - cut_at - 2041, .peer_port = port));
+                released(p);
+            } else {
+                secondary(DATA(0, 5000, .peer_port = port));
+                p = primary(DATA(0, cut_at, .peer_port = port));
+                q = primary(DATA(cut_at, 5000 - cut_at, .peer_port = port));
+                released(p);
+                released(q);
+            }
+        }
+    }
+    no_checkpoint();
+}
+
 static void s03_one_different_byte_is_a_divergence(void **state)
 {
     uint64_t p1 = primary(DATA(0, 1000)), p2, s;
@@ -325,6 +356,24 @@ static void s03_one_different_byte_is_a_divergence(void **state)
     held(p1);
     release_epoch(1);
     released(p1);
+}
+
+static void s03_a_new_connection_on_a_diverged_flow_waits_for_the_epochs_end_too(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    primary(DATA(0, 1));
+    secondary(TCP(.seq = 1000, .data = "X", .bytes = 1));
+    checkpoint(CTL_WHY_DIVERGED);
+    p = primary(TCP(.seq = 77, .flags = SYN | ACK, SYN_OPTIONS));
+    secondary(TCP(.seq = 88, .flags = SYN | ACK, SYN_OPTIONS));
+    held(p);
+    assert_int_equal(w->flows, 1);
+    whole_checkpoint();
+    released(p);
+    p = primary(TCP(.seq = 78, .window = 7));
+    released(p);
 }
 
 static void s04_a_silent_secondary_makes_a_checkpoint_at_the_deadline(void **state)
@@ -587,6 +636,41 @@ static void s13_the_peers_syn_ack_says_whether_the_scale_holds(void **state)
     }
 }
 
+static void s13_the_window_of_a_syn_is_not_scaled(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    handshake(777); /* window 1000, scale 7 */
+    p = primary(TCP(.seq = 1000, .window = 8));
+    assert_int_equal(w->answer[p], WINDOW);
+    assert_int_equal(w->value[p], 7);
+    whole_checkpoint();
+    p = primary(TCP(.seq = 1000, .window = 9));
+    assert_int_equal(w->answer[p], WINDOW);
+    assert_int_equal(w->value[p], 8);
+}
+
+static void s13_a_right_edge_that_has_left_may_leave_again(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    handshake(777);
+    secondary(TCP(.seq = 1000, .window = 100));
+    p = primary(TCP(.seq = 1000, .window = 100));
+    released(p);
+    secondary(DATA(0, 4000, .window = 90));
+    p = primary_gso(DATA(0, 4000, .window = 100), true);
+    released(p);
+    /* 128 bytes of input later one unit less is the same edge. */
+    secondary(DATA(4000, 4000, .ack = 5128, .window = 80));
+    p = primary_gso(DATA(4000, 4000, .ack = 5128, .window = 100), true);
+    held(p);
+    p = primary_gso(DATA(4000, 4000, .ack = 5128, .window = 99), true);
+    released(p);
+}
+
 static void s14_syn_options_that_differ_are_uncomparable(void **state)
 {
     static const struct tcp_spec other[] = {
@@ -698,6 +782,31 @@ static void s17_a_checkpoint_between_the_two_syn_acks_forgets_the_secondarys(voi
     released(p);
 }
 
+static void s17_data_may_follow_a_checkpoint_in_mid_handshake_at_once(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    primary(TCP(.seq = 999, .ack = 5000, .flags = SYN | ACK, SYN_OPTIONS));
+    whole_checkpoint();
+    p = primary(DATA(0, 100));
+    secondary(DATA(0, 100));
+    released(p);
+}
+
+static void s17_after_a_checkpoint_the_secondarys_syn_has_the_primarys_isn(void **state)
+{
+    uint64_t s;
+
+    (void)state;
+    handshake(777);
+    whole_checkpoint();
+    s = secondary(TCP(.seq = 999, .ack = 5000, .flags = SYN | ACK, SYN_OPTIONS));
+    matched(s);
+    s = secondary(TCP(.seq = 777, .ack = 5000, .flags = SYN | ACK, SYN_OPTIONS));
+    unmatched(s); /* of another connection, to which the primary has not come yet */
+}
+
 static void s18_a_guests_syn_from_the_secondary_first_is_kept(void **state)
 {
     uint64_t s, p;
@@ -738,7 +847,7 @@ static void s20_an_echoed_timestamp_is_rewritten_and_the_flow_released(void **st
     (void)state;
     primary(TCP(.seq = 999, .flags = SYN, SYN_OPTIONS, .tsval = 100));
     secondary(TCP(.seq = 70000, .flags = SYN, SYN_OPTIONS, .tsval = 900000));
-    /* Towards the secondary: the peer echoes the primary's clock, which the secondary's never was. */
+    /* Towards the secondary: the peer echoes the primary's clock, which is not the secondary's. */
     n = TCP(.ip.from_peer = true, .seq = 4999, .ack = 1000, .flags = SYN | ACK, SYN_OPTIONS,
             .tsval = 5, .tsecr = 100);
     input(n);
@@ -841,6 +950,20 @@ static void s22_a_rst_waits_for_the_bytes_before_it(void **state)
     released(p1);
     released(p2);
     assert_true(w->released_at[p1] < w->released_at[p2]);
+}
+
+static void s22_rsts_at_different_numbers_do_not_match(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    known_flow();
+    p = primary(TCP(.seq = 1000, .flags = RST));
+    secondary(TCP(.seq = 1001, .flags = RST));
+    secondary(TCP(.seq = 1000, .flags = RST | ACK));
+    held(p);
+    pass(DEADLINE_MAX);
+    checkpoint(CTL_WHY_DEADLINE);
 }
 
 static void s23_a_reused_tuple_with_a_lower_isn_is_compared_in_full(void **state)
@@ -1068,9 +1191,15 @@ static void s28_fragments_that_overlap_are_never_compared(void **state)
 
     (void)state;
     memset(udp, 1, sizeof(udp));
+    primary(fragment(0, udp, 1, 0, 1000, 2008));
+    p1 = primary(fragment(0, udp, 1, 1000, 2008, 2008));
+    secondary(fragment(0, udp, 1, 0, 1000, 2008));
+    secondary(fragment(0, udp, 1, 1000, 2008, 2008));
+    released(p1);
+    /* As many bytes as a whole packet, but eight of them twice and eight not at all. */
     p1 = primary(fragment(0, udp, 1, 0, 1000, 2008));
     p2 = primary(fragment(0, udp, 1, 992, 1600, 2008));
-    p3 = primary(fragment(0, udp, 1, 1600, 2008, 2008));
+    p3 = primary(fragment(0, udp, 1, 1608, 2008, 2008));
     secondary(fragment(0, udp, 1, 0, 1000, 2008));
     secondary(fragment(0, udp, 1, 1000, 2008, 2008));
     held(p1);
@@ -1080,6 +1209,56 @@ static void s28_fragments_that_overlap_are_never_compared(void **state)
     dropped(p1);
     dropped(p2);
     dropped(p3);
+}
+
+static void s28_fragments_of_two_packets_may_be_mixed(void **state)
+{
+    uint64_t p[4];
+    uint8_t one[2008], two[2008];
+    int i;
+
+    (void)state;
+    memset(one, 1, sizeof(one));
+    memset(two, 2, sizeof(two));
+    p[0] = primary(fragment(0, one, 1, 0, 1000, 2008));
+    p[1] = primary(fragment(0, two, 2, 0, 1000, 2008));
+    p[2] = primary(fragment(0, two, 2, 1000, 2008, 2008));
+    p[3] = primary(fragment(0, one, 1, 1000, 2008, 2008));
+    secondary(fragment(0, two, 8, 0, 1000, 2008));
+    secondary(fragment(0, two, 8, 1000, 2008, 2008));
+    released(p[1]);
+    released(p[2]);
+    held(p[0]);
+    secondary(fragment(0, one, 9, 0, 1000, 2008));
+    secondary(fragment(0, one, 9, 1000, 2008, 2008));
+    for (i = 0; i < 4; i++) {
+        released(p[i]);
+    }
+}
+
+static void s28_more_packets_in_pieces_than_there_is_room_for_wait(void **state)
+{
+    uint8_t udp[2008];
+    uint64_t p, q;
+    uint32_t i;
+
+    (void)state;
+    memset(udp, 1, sizeof(udp));
+    /* The secondary's unfinished ones make room ... */
+    for (i = 0; i < 300; i++) {
+        secondary(fragment(0, udp, i, 0, 1000, 2008));
+    }
+    p = primary(fragment(0, udp, 999, 0, 1000, 2008));
+    q = primary(fragment(0, udp, 999, 1000, 2008, 2008));
+    secondary(fragment(0, udp, 299, 1000, 2008, 2008));
+    released(p);
+    released(q);
+    /* ... the primary's do not, and are all answered for. */
+    for (i = 0; i < 300; i++) {
+        p = primary(fragment(0, udp, i, 0, 1000, 2008));
+    }
+    cmp_drain(w->c, true);
+    released(p);
 }
 
 static void s29_an_equal_echo_reply_is_released_and_another_payload_diverges(void **state)
@@ -1148,6 +1327,17 @@ static void s31_the_same_arp_is_released_and_a_surplus_request_is_forgotten(void
     assert_int_equal(stats.bytes, 0);
     p = primary(frame_arp(frame, 1, 2, 7));
     held(p); /* it was forgotten */
+}
+
+static void s31_the_ethernet_header_of_an_arp_is_not_compared(void **state)
+{
+    size_t n = frame_arp(frame, 2, 2, 9);
+    uint64_t p = primary(n);
+
+    (void)state;
+    frame[0] ^= 0xff;
+    secondary(n);
+    released(p);
 }
 
 static void s32_tagged_tcp_is_compared_and_the_tag_is_part_of_the_key(void **state)
@@ -1308,6 +1498,21 @@ static void s38_an_old_frame_of_the_secondary_is_discarded_after_a_checkpoint(vo
     released(p);
 }
 
+static void s38_what_the_secondary_sent_before_the_cut_matches_nothing_after_it(void **state)
+{
+    uint64_t p, q, s;
+
+    (void)state;
+    s = secondary(frame_udp(frame, IP(0), 53, 999, bytes, 100));
+    secondary(DATA(0, 100));
+    whole_checkpoint();
+    p = primary(frame_udp(frame, IP(0), 53, 999, bytes, 100));
+    q = primary(DATA(0, 100));
+    held(p);
+    held(q);
+    unmatched(s);
+}
+
 static void s39_what_was_queued_before_the_cut_leaves_when_the_epoch_is_acknowledged(void **state)
 {
     uint64_t before1, before2, after;
@@ -1403,7 +1608,27 @@ static void s41_three_quarters_of_the_frames_are_a_checkpoint_and_none_is_let_go
     }
 }
 
-/* ---- Epochs ------------------------------------------------------------------------------------ */
+static void s41_frames_that_wait_for_an_acknowledgement_ask_for_no_further_checkpoint(void **state)
+{
+    const struct cmp_limits limits = {
+        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+    };
+    uint64_t i;
+
+    (void)state;
+    restart(&limits);
+    for (i = 0; i < 12; i++) {
+        primary(DATA(10 * i, 10));
+    }
+    checkpoint(CTL_WHY_QUEUE);
+    cut();
+    primary(DATA(120, 10));
+    checkpoint(CTL_WHY_QUEUE); /* still the only one */
+    dropped((primary(DATA(130, 10)), primary(DATA(140, 10)), primary(DATA(150, 10)),
+             primary(DATA(160, 10))));
+}
+
+/* ---- Epochs ---------------------------------------------------------------------------------- */
 
 static void the_next_epoch_is_not_released_before_the_last_one(void **state)
 {
@@ -1610,7 +1835,7 @@ static void after_hold_the_comparison_goes_on(void **state)
     matched(s);
 }
 
-/* ---- Timers -------------------------------------------------------------------------------------- */
+/* ---- Timers ---------------------------------------------------------------------------------- */
 
 static void the_deadline_follows_the_lag_between_its_bounds(void **state)
 {
@@ -1632,6 +1857,24 @@ static void the_deadline_follows_the_lag_between_its_bounds(void **state)
     checkpoint(CTL_WHY_DEADLINE);
 }
 
+static void waiting_for_a_checkpoint_is_no_lag(void **state)
+{
+    struct cmp_stats stats;
+    uint64_t p;
+
+    (void)state;
+    known_flow();
+    cut();
+    p = primary(DATA(0, 10));
+    secondary(DATA(0, 10));
+    pass(50000);
+    release_epoch(1);
+    released(p);
+    cmp_stats_get(w->c, &stats);
+    assert_int_equal(stats.lag_us, 0);
+    assert_int_equal(stats.delay_us_max, 50000);
+}
+
 static void a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkpoint(void **state)
 {
     (void)state;
@@ -1648,7 +1891,7 @@ static void a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkp
     assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MIN);
 }
 
-/* ---- Limits -------------------------------------------------------------------------------------- */
+/* ---- Limits ---------------------------------------------------------------------------------- */
 
 static void without_room_for_copies_frames_are_held_by_id(void **state)
 {
@@ -1702,6 +1945,25 @@ static void the_secondarys_surplus_makes_room_before_anything_else(void **state)
     assert_true(stats.secondary_surplus > 980);
     p = primary(frame_udp(frame, IP(0), 53, 999, bytes, 1400));
     released(p); /* the newest are the ones kept */
+}
+
+static void a_full_table_of_surplus_makes_room_for_tcp(void **state)
+{
+    const struct cmp_limits limits = {
+        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+    };
+    uint64_t p;
+    int i;
+
+    (void)state;
+    restart(&limits);
+    for (i = 0; i < 16; i++) {
+        secondary(frame_udp(frame, IP(0), 53, (uint16_t)i, bytes, 0));
+    }
+    secondary(DATA(0, 10));
+    p = primary(DATA(0, 10));
+    released(p);
+    no_checkpoint();
 }
 
 static void a_secondary_that_runs_far_ahead_is_a_checkpoint(void **state)
@@ -1780,6 +2042,27 @@ static void a_forgotten_flow_is_taken_up_again(void **state)
     no_checkpoint();
 }
 
+static void a_diverged_flow_is_not_forgotten_within_its_epoch(void **state)
+{
+    const struct cmp_limits limits = {
+        .flows_max = 2, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+    };
+    uint64_t p;
+    uint16_t i;
+
+    (void)state;
+    restart(&limits);
+    primary(DATA(0, 1));
+    secondary(TCP(.seq = 1000, .data = "X", .bytes = 1));
+    for (i = 1; i < 10; i++) {
+        primary(DATA(0, 10, .peer_port = i));
+        secondary(DATA(0, 10, .peer_port = i));
+    }
+    p = primary(DATA(1, 10));
+    secondary(DATA(1, 10));
+    held(p);
+}
+
 static void an_urgent_pointer_is_compared(void **state)
 {
     uint64_t p;
@@ -1824,6 +2107,22 @@ static void bad_limits_are_refused(void **state)
     }
 }
 
+static void a_frame_longer_than_the_limit_is_held_and_not_compared(void **state)
+{
+    uint8_t *long_frame = calloc(1, REMUS_PACKET_MAX + 1);
+
+    (void)state;
+    w->primary_ids = w->secondary_ids = 1;
+    cmp_primary(w->c, w->now, 1, long_frame, REMUS_PACKET_MAX + 1, true);
+    cmp_secondary(w->c, w->now, 1, 1, long_frame, REMUS_PACKET_MAX + 1);
+    cmp_secondary(w->c, w->now, 2, 1, long_frame, REMUS_PACKET_MAX + 1);
+    held(1);
+    unmatched(1);
+    whole_checkpoint();
+    released(1);
+    free(long_frame);
+}
+
 static void the_statistics_add_up(void **state)
 {
     struct cmp_stats stats;
@@ -1855,7 +2154,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(s01_two_segments_against_three_of_the_same_bytes_are_released),
         T(s02_a_64k_gso_frame_against_mss_sized_segments_is_released),
+        T(s02_any_cut_of_the_copies_compares_the_same_bytes),
         T(s03_one_different_byte_is_a_divergence),
+        T(s03_a_new_connection_on_a_diverged_flow_waits_for_the_epochs_end_too),
         T(s04_a_silent_secondary_makes_a_checkpoint_at_the_deadline),
         T(s05_the_secondarys_copy_is_kept_until_the_primarys_arrives),
         T(s06_a_retransmission_of_verified_bytes_is_released_at_once),
@@ -1872,11 +2173,15 @@ int main(void)
         T(s13_a_zero_window_of_the_secondary_holds_to_the_deadline),
         T(s13_windows_are_compared_by_their_right_edge_where_the_scale_is_known),
         T(s13_the_peers_syn_ack_says_whether_the_scale_holds),
+        T(s13_the_window_of_a_syn_is_not_scaled),
+        T(s13_a_right_edge_that_has_left_may_leave_again),
         T(s14_syn_options_that_differ_are_uncomparable),
         T(s15_only_isn_and_timestamp_differ_so_the_syn_ack_is_released),
         T(s16_the_primarys_isn_is_told_before_its_syn_ack_can_be_answered),
         T(s17_a_checkpoint_in_mid_handshake_makes_the_offset_zero),
         T(s17_a_checkpoint_between_the_two_syn_acks_forgets_the_secondarys),
+        T(s17_data_may_follow_a_checkpoint_in_mid_handshake_at_once),
+        T(s17_after_a_checkpoint_the_secondarys_syn_has_the_primarys_isn),
         T(s18_a_guests_syn_from_the_secondary_first_is_kept),
         T(s19_source_ports_of_the_guest_that_differ_hold_to_the_deadline),
         T(s20_an_echoed_timestamp_is_rewritten_and_the_flow_released),
@@ -1886,6 +2191,7 @@ int main(void)
         T(s22_a_rst_from_the_primary_only_is_held_to_the_deadline),
         T(s22_a_rst_from_the_secondary_only_is_a_checkpoint_at_the_deadline),
         T(s22_a_rst_waits_for_the_bytes_before_it),
+        T(s22_rsts_at_different_numbers_do_not_match),
         T(s23_a_reused_tuple_with_a_lower_isn_is_compared_in_full),
         T(s23_a_reused_tuple_that_the_secondary_reaches_first_is_kept_apart),
         T(s24_sequence_numbers_wrap_through_zero),
@@ -1898,9 +2204,12 @@ int main(void)
         T(s28_fragments_with_other_ids_and_cuts_are_released),
         T(s28_fragments_that_differ_or_are_missing_are_held),
         T(s28_fragments_that_overlap_are_never_compared),
+        T(s28_fragments_of_two_packets_may_be_mixed),
+        T(s28_more_packets_in_pieces_than_there_is_room_for_wait),
         T(s29_an_equal_echo_reply_is_released_and_another_payload_diverges),
         T(s30_the_same_icmpv6_neighbour_and_listener_messages_are_released),
         T(s31_the_same_arp_is_released_and_a_surplus_request_is_forgotten),
+        T(s31_the_ethernet_header_of_an_arp_is_not_compared),
         T(s32_tagged_tcp_is_compared_and_the_tag_is_part_of_the_key),
         T(s33_the_padding_of_a_short_ack_is_no_payload),
         T(s34_gre_and_esp_that_differ_in_ip_id_only_are_released),
@@ -1909,10 +2218,12 @@ int main(void)
         T(s36_data_in_an_early_syn_of_the_secondary_is_compared),
         T(s37_truncated_frames_are_compared_raw),
         T(s38_an_old_frame_of_the_secondary_is_discarded_after_a_checkpoint),
+        T(s38_what_the_secondary_sent_before_the_cut_matches_nothing_after_it),
         T(s39_what_was_queued_before_the_cut_leaves_when_the_epoch_is_acknowledged),
         T(s40_a_lost_secondary_holds_and_then_releases_everything),
         T(s40_a_fenced_primary_drops_everything),
         T(s41_three_quarters_of_the_frames_are_a_checkpoint_and_none_is_let_go),
+        T(s41_frames_that_wait_for_an_acknowledgement_ask_for_no_further_checkpoint),
         T(the_next_epoch_is_not_released_before_the_last_one),
         T(what_the_secondary_repeats_is_matched_only_after_the_epochs_release),
         T(a_flow_goes_on_from_the_primarys_position_at_the_cut),
@@ -1924,15 +2235,19 @@ int main(void)
         T(a_fragment_split_by_the_cut_is_answered_for),
         T(after_hold_the_comparison_goes_on),
         T(the_deadline_follows_the_lag_between_its_bounds),
+        T(waiting_for_a_checkpoint_is_no_lag),
         T(a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkpoint),
         T(without_room_for_copies_frames_are_held_by_id),
         T(the_secondarys_surplus_makes_room_before_anything_else),
+        T(a_full_table_of_surplus_makes_room_for_tcp),
         T(a_secondary_that_runs_far_ahead_is_a_checkpoint),
         T(idle_flows_make_room_and_busy_ones_are_a_checkpoint),
         T(a_forgotten_flow_is_taken_up_again),
+        T(a_diverged_flow_is_not_forgotten_within_its_epoch),
         T(an_urgent_pointer_is_compared),
         T(a_syn_sent_again_with_other_options_waits_for_the_secondarys),
         T(bad_limits_are_refused),
+        T(a_frame_longer_than_the_limit_is_held_and_not_compared),
         T(the_statistics_add_up),
     };
 

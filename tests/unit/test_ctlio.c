@@ -1,3 +1,4 @@
+/* LINK: tools/remus/ctlio.c */
 /* What coordinator and daemons may say to each other, and what is refused. */
 #include <errno.h>
 #include <fcntl.h>

@@ -17,7 +17,7 @@
 static struct remus_status copying(void)
 {
     return (struct remus_status){
-        .state = RP_COPY, .domain = "web1", .epoch_age_ms = 2000,
+        .state = RP_COPY, .domain = "web1",
         .copy = {.pages_done = 16384, .pages_total = 32768, .bytes_written = 64ull << 20},
     };
 }
@@ -61,7 +61,7 @@ static void the_bar_shows_share_rate_and_time_left(void **state)
     char text[DISPLAY_LINE_BYTES];
 
     (void)state;
-    display_bar(text, sizeof(text), 100, &s);
+    display_bar(text, sizeof(text), 100, &s, 2000);
     /* 64 MiB in 2 s; 16384 pages = 64 MiB are left. */
     assert_non_null(strstr(text, " 50 %"));
     assert_non_null(strstr(text, "32.0 MiB/s"));
@@ -76,12 +76,12 @@ static void the_bar_stands_before_anything_is_known(void **state)
     char text[DISPLAY_LINE_BYTES];
 
     (void)state;
-    display_bar(text, sizeof(text), 80, &s);
+    display_bar(text, sizeof(text), 80, &s, 0);
     assert_non_null(strstr(text, "0 %"));
     assert_null(strstr(text, "left"));
     s.copy.pages_done = 10; /* more than the total: never beyond 100 % */
     s.copy.pages_total = 5;
-    display_bar(text, sizeof(text), 80, &s);
+    display_bar(text, sizeof(text), 80, &s, 0);
     assert_non_null(strstr(text, "100 %"));
 }
 
@@ -95,7 +95,7 @@ static void no_line_is_wider_than_the_terminal(void **state)
     memset(s.last_divergence, 'd', sizeof(s.last_divergence) - 1);
     memset(s.domain, 'n', sizeof(s.domain) - 1);
     for (columns = 19; columns < 300; columns++) {
-        display_live(text, sizeof(text), columns, &s);
+        display_live(text, sizeof(text), columns, &s, 2000);
         assert_true(strlen(text) <= columns);
         s.state = s.state == RP_RUN ? RP_COPY : RP_RUN;
         s.copy = copying().copy;
@@ -109,11 +109,11 @@ static void the_live_line_names_what_an_operator_wants(void **state)
 
     (void)state;
     strcpy(s.last_divergence, "tcp 10.0.0.1:80");
-    display_live(text, sizeof(text), 300, &s);
-    assert_string_equal(text, "web1: protected  epoch 12 (1500 ms)  dirty 540  pause 12 ms  held 3  "
-                              "delay 850 us  last divergence: tcp 10.0.0.1:80");
+    display_live(text, sizeof(text), 300, &s, 0);
+    assert_string_equal(text, "web1: protected  epoch 12 (1500 ms)  dirty 540  pause 12 ms  "
+                              "held 3  delay 850 us  last divergence: tcp 10.0.0.1:80");
     s.verify_bad = 2;
-    display_live(text, sizeof(text), 300, &s);
+    display_live(text, sizeof(text), 300, &s, 0);
     assert_non_null(strstr(text, "VERIFY: 2 bad"));
 }
 
@@ -185,6 +185,24 @@ static void plain_output_is_sparse_while_nothing_changes(void **state)
     display_status(&x.d, now, &s);
     assert_int_equal(lines(x.out_text), 4);
     assert_non_null(strstr(x.out_text, "peer lost"));
+    shown_close(&x);
+}
+
+static void the_rate_counts_from_the_first_sight_of_the_copy(void **state)
+{
+    struct remus_status s = copying();
+    struct shown x;
+
+    (void)state;
+    shown_open(&x, false, false);
+    s.copy.bytes_written = 0;
+    s.copy.pages_done = 0;
+    display_status(&x.d, 500000, &s);
+    s.copy = copying().copy;
+    display_status(&x.d, 500000 + DISPLAY_PLAIN_MS, &s);
+    fflush(x.out);
+    /* 64 MiB in 10 s. */
+    assert_non_null(strstr(x.out_text, "6.4 MiB/s"));
     shown_close(&x);
 }
 
@@ -286,6 +304,7 @@ int main(void)
         cmocka_unit_test(the_live_line_names_what_an_operator_wants),
         cmocka_unit_test(only_an_acknowledged_epoch_is_called_protected),
         cmocka_unit_test(plain_output_is_sparse_while_nothing_changes),
+        cmocka_unit_test(the_rate_counts_from_the_first_sight_of_the_copy),
         cmocka_unit_test(each_status_is_one_json_object),
         cmocka_unit_test(quiet_shows_warnings_only),
         cmocka_unit_test(a_message_does_not_tear_the_live_line),

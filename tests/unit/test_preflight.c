@@ -282,7 +282,8 @@ static void all_options_are_taken(void **state)
 {
     (void)state;
     assert_int_equal(parse("-c -i 500 -u -d -n -F -v --verify --heartbeat 50 --timeout 1000 "
-                           "--deadline 20 --libexec /x --data-address 10.0.0.2:99 -s myssh w h"), 0);
+                           "--deadline 20 --libexec /x --data-address 10.0.0.2:99 -s myssh w h"),
+                     0);
     assert_int_equal(o.period_ms, 500);
     assert_int_equal(o.heartbeat_ms, 50);
     assert_int_equal(o.timeout_ms, 1000);

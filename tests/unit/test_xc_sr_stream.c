@@ -1,7 +1,8 @@
 /* LINK: tools/libxc/xc_sr_save.c tools/libxc/xc_sr_restore.c tools/libxc/xc_sr_cache.c tools/libxc/xc_sr_physmap.c tools/libxc/xc_sr_dirty.c tools/libxc/xc_sr_epoch.c */
 /*
- * Saver and reader against each other; Xen is tests/unit/fake_sr.h.  A small PVH guest (5 MiB, three special pages below 4 GiB) is saved into memory and restored
- * into another one.  The saver's write callback is where the guest "runs" meanwhile.
+ * Saver and reader against each other; Xen is tests/unit/fake_sr.h.  A small PVH guest (5 MiB,
+ * special pages below 4 GiB) is saved into memory and restored into another one.  It runs, and
+ * writes to its memory, whenever the saver reports progress.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -234,7 +235,7 @@ static void a_guest_saved_while_stopped_is_restored_bit_for_bit(void **state)
     assert_restored();
 }
 
-static void a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_stopped(void **state)
+static void a_guest_that_writes_meanwhile_is_restored_as_it_was_when_it_stopped(void **state)
 {
     (void)state;
     run.keep_writing = true;
@@ -909,7 +910,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(a_guest_saved_while_stopped_is_restored_bit_for_bit),
-        TEST(a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_stopped),
+        TEST(a_guest_that_writes_meanwhile_is_restored_as_it_was_when_it_stopped),
         TEST(the_same_without_resuming_it),
         TEST(a_quiet_guest_needs_two_passes_and_the_last_one),
         TEST(a_cache_of_one_chunk_gives_the_same_stream),

@@ -51,7 +51,7 @@ enum message {
 static int stream_fd = -1;
 static unsigned int callbacks;
 
-/* ---- Messages to libxl ------------------------------------------------------------------------- */
+/* ---- Messages to libxl ----------------------------------------------------------------------- */
 
 struct message_buffer {
     uint16_t length; /* of what follows */
@@ -209,7 +209,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void fail(const char *for
     exit(EXIT_FAILURE);
 }
 
-/* ---- The stream --------------------------------------------------------------------------------- */
+/* ---- The stream ------------------------------------------------------------------------------ */
 
 /*
  * libxl ends a save by SIGTERM, and the guest has to be put right on the way out, so the signal
@@ -282,7 +282,7 @@ static int stream_read(void *arg, void *data, size_t length)
     return 0;
 }
 
-/* ---- Save ----------------------------------------------------------------------------------------- */
+/* ---- Save ------------------------------------------------------------------------------------ */
 
 static int save_suspend(void *arg)
 {
@@ -355,7 +355,7 @@ static int save(const struct xc_sr_handles *h, unsigned int flags)
     return rc;
 }
 
-/* ---- Restore ---------------------------------------------------------------------------------------- */
+/* ---- Restore --------------------------------------------------------------------------------- */
 
 static int static_data_done(void *arg, unsigned int missing)
 {
@@ -398,7 +398,7 @@ static int restore(const struct xc_sr_handles *h, const struct xc_sr_restore_par
     return rc;
 }
 
-/* ---- Command line ------------------------------------------------------------------------------------- */
+/* ---- Command line ---------------------------------------------------------------------------- */
 
 static uint32_t number(const char *text, const char *what)
 {

@@ -60,7 +60,9 @@ void xc_sr_cache_invalidate(struct xc_sr_cache *c, uint64_t gfn, uint64_t count)
 void xc_sr_cache_invalidate_all(struct xc_sr_cache *c);
 /*
  * Looks for a change of the guest's physmap since the last call (number of pages, highest gfn) and
- * drops every mapping if there was one.  *changed says so.  Cheap: one hypercall or two.
+ * drops every mapping if there was one.  *changed says so.  Cheap: three hypercalls; the third looks
+ * at the pages of one mapped chunk, another one each time, because pages that a guest has given back
+ * stay in its count for as long as they are mapped here.
  */
 int xc_sr_cache_revalidate(struct xc_sr_cache *c, bool *changed) XC_SR_MUST_CHECK;
 void xc_sr_cache_stats(const struct xc_sr_cache *c, struct xc_sr_cache_stats *out);
@@ -121,7 +123,7 @@ struct xc_sr_save_ops {
 };
 
 struct xc_sr_save_params {
-    struct xc_sr_cache *cache;
+    struct xc_sr_cache *cache;   /* NULL: one of its own, for this save */
     unsigned int max_passes;     /* live passes before the guest is stopped; 0: not live */
     uint64_t stop_pages;         /* stop the guest when a pass leaves no more than this dirty */
     bool keep_log_dirty;         /* leave it on, clean as of the final pass, for a session */
@@ -135,8 +137,9 @@ struct xc_sr_save_result {
 /*
  * Writes libxl stream v2 header, LIBXC_CONTEXT, libxc stream v3, END, so that the stock
  * libxl_domain_create_restore can read it, for an HVM or PVH guest (a guest without a device model).
- * The final dirty pages are copied to a staging buffer, ops->resume is called, and only then are
- * they written: the guest is stopped for the copy, not for the wire.
+ * Live: the final dirty pages are copied to a staging buffer, ops->resume is called, and only then
+ * are they written: the guest is stopped for the copy, not for the wire.  More than 65536 of them
+ * (256 MiB) are written with the guest stopped, and so is everything when not live.
  * Whatever happens, if ops->suspend returned 0 and ops->resume is not NULL, ops->resume is called.
  */
 int xc_sr_save(const struct xc_sr_handles *h, const struct xc_sr_save_params *params,

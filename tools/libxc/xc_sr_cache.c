@@ -6,7 +6,8 @@
  * gfns of it that hold no page are remembered as such.  A chunk without any page keeps its entry
  * (and its place in the budget) but no address space.
  *
- * Chunks hang in a hash table by number and in one list by use, newest first.
+ * Chunks hang in a hash table by number, in one list by use, newest first, and in a ring in which
+ * each has its turn to be probed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +24,7 @@ struct chunk {
     unsigned int pages; /* mapped */
     struct chunk *hash_next;
     struct chunk *newer, *older;
+    struct chunk *ring_next, *ring_prev;
     int error[CHUNK_PAGES];    /* 0, or the negative errno that _get returns */
     bool probed;               /* present[] is known */
     bool present[CHUNK_PAGES]; /* as of the last probe */
@@ -37,7 +39,7 @@ struct xc_sr_cache {
     struct chunk *spare; /* entries without mapping, for reuse; linked by hash_next */
     bool extent_known;
     struct xc_sr_extent extent; /* as of the last revalidation */
-    uint64_t probe_next;        /* number of the chunk the next revalidation looks at */
+    struct chunk *probe;        /* the chunk that the next revalidation looks at */
     struct xc_sr_cache_stats stats;
 };
 
@@ -104,6 +106,28 @@ static void list_add(struct xc_sr_cache *c, struct chunk *k)
     c->newest = k;
 }
 
+/* A new chunk's turn comes last. */
+static void ring_add(struct xc_sr_cache *c, struct chunk *k)
+{
+    if (!c->probe) {
+        k->ring_next = k->ring_prev = k;
+        c->probe = k;
+        return;
+    }
+    k->ring_next = c->probe;
+    k->ring_prev = c->probe->ring_prev;
+    k->ring_prev->ring_next = k;
+    c->probe->ring_prev = k;
+}
+
+static void ring_remove(struct xc_sr_cache *c, struct chunk *k)
+{
+    if (c->probe == k)
+        c->probe = k->ring_next == k ? NULL : k->ring_next;
+    k->ring_prev->ring_next = k->ring_next;
+    k->ring_next->ring_prev = k->ring_prev;
+}
+
 /* Takes a chunk out of every structure and unmaps it; its entry becomes a spare. */
 static void drop(struct xc_sr_cache *c, struct chunk *k)
 {
@@ -113,6 +137,7 @@ static void drop(struct xc_sr_cache *c, struct chunk *k)
         link = &(*link)->hash_next;
     *link = k->hash_next;
     list_remove(c, k);
+    ring_remove(c, k);
     if (k->base && xenforeignmemory_unmap(c->h.fmem, k->base, CHUNK_PAGES))
         xc_sr_log(&c->h, XC_SR_WARN, "cannot unmap gfn 0x%lx of domain %u: %s",
                   (unsigned long)(k->number * CHUNK_PAGES), c->h.domid, strerror(errno));
@@ -200,6 +225,7 @@ static int load(struct xc_sr_cache *c, uint64_t number, struct chunk **out)
     k->hash_next = *bucket_of(c, number);
     *bucket_of(c, number) = k;
     list_add(c, k);
+    ring_add(c, k);
     c->chunks++;
     c->stats.mapped_pages += k->pages;
     *out = k;
@@ -265,36 +291,28 @@ void xc_sr_cache_invalidate_all(struct xc_sr_cache *c)
  */
 static int probe(struct xc_sr_cache *c, bool *moved)
 {
-    struct chunk *k, *next = NULL, *lowest = NULL;
+    struct chunk *k = c->probe;
     uint64_t gfns[CHUNK_PAGES];
     bool present[CHUNK_PAGES];
     int rc;
 
     *moved = false;
-    for (k = c->newest; k; k = k->older) {
-        if (k->number >= c->probe_next && (!next || k->number < next->number))
-            next = k;
-        if (!lowest || k->number < lowest->number)
-            lowest = k;
-    }
-    if (!next)
-        next = lowest;
-    if (!next)
+    if (!k)
         return 0;
-    c->probe_next = next->number + 1;
+    c->probe = k->ring_next;
 
     for (unsigned int i = 0; i < CHUNK_PAGES; i++)
-        gfns[i] = next->number * CHUNK_PAGES + i;
+        gfns[i] = k->number * CHUNK_PAGES + i;
     rc = xc_sr_pages_present(&c->h, gfns, CHUNK_PAGES, present);
     if (rc)
         return rc;
     for (unsigned int i = 0; i < CHUNK_PAGES; i++)
-        if (present[i] && next->error[i])
+        if (present[i] && k->error[i])
             *moved = true;
-    if (next->probed && memcmp(present, next->present, sizeof(present)))
+    if (k->probed && memcmp(present, k->present, sizeof(present)))
         *moved = true;
-    memcpy(next->present, present, sizeof(present));
-    next->probed = true;
+    memcpy(k->present, present, sizeof(present));
+    k->probed = true;
     return 0;
 }
 

@@ -25,6 +25,7 @@ struct xc_sr_primary {
     uint64_t always[XC_SR_ALWAYS_MAX];
     unsigned int always_fixed, always_count; /* fixed: those that are not rings */
     uint32_t context_room;
+    unsigned int ports;         /* event channels in use at the last look */
     struct remus_evtchn evtchn[XC_SR_EVTCHN_MAX];
 };
 
@@ -107,7 +108,9 @@ int xc_sr_primary_open(struct xc_sr_primary **out, const struct xc_sr_handles *h
         goto out;
     }
     p->context_room = (uint32_t)bytes;
-    rc = warm_cache(p);
+    rc = xc_sr_evtchn_read(h, p->evtchn, XC_SR_EVTCHN_MAX, &p->ports);
+    if (!rc)
+        rc = warm_cache(p);
 out:
     if (rc)
         xc_sr_primary_close(p, false);
@@ -230,9 +233,14 @@ static int stage_tables(struct xc_sr_primary *p, struct xc_sr_epoch *e)
         return rc;
     xc_sr_grants_copy_out(&p->grants, body);
 
-    rc = xc_sr_evtchn_read(p->h, p->evtchn, XC_SR_EVTCHN_MAX, &ports);
+    /* A hypercall for each port: a new one is the lowest free, so it shows just behind the last. */
+    rc = xc_sr_evtchn_read(p->h, p->evtchn, p->ports + 2 < XC_SR_EVTCHN_MAX
+                           ? p->ports + 2 : XC_SR_EVTCHN_MAX, &ports);
+    if (!rc && ports > p->ports)
+        rc = xc_sr_evtchn_read(p->h, p->evtchn, XC_SR_EVTCHN_MAX, &ports);
     if (rc)
         return rc;
+    p->ports = ports;
     rc = xc_sr_epoch_add_record(e, REMUS_RECORD_EVTCHN,
                                 ports * (uint32_t)sizeof(struct remus_evtchn), &body);
     if (rc)

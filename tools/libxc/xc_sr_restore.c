@@ -79,7 +79,7 @@ struct reader {
 #define PAGES_LIMIT           (1ull << 30) /* 4 TiB, should a domain have no limit of its own */
 #define GFNS_LIMIT(pages_max) ((2ull << 20) + 4 * (pages_max))
 
-/* ---- Input ------------------------------------------------------------------------------------- */
+/* ---- Input ----------------------------------------------------------------------------------- */
 
 static int get(struct reader *r, void *data, size_t length)
 {
@@ -134,7 +134,7 @@ static int get_body(struct reader *r, uint32_t length, uint8_t **body)
     return rc;
 }
 
-/* ---- Static data ---------------------------------------------------------------------------------- */
+/* ---- Static data ----------------------------------------------------------------------------- */
 
 static int get_policy(struct reader *r, uint32_t length, uint32_t entry, const char *name,
                       uint8_t **body, uint32_t *bytes)
@@ -200,7 +200,7 @@ static int handle_static_data_end(struct reader *r, uint32_t length)
     return rc;
 }
 
-/* ---- Memory ----------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
 static bool has_data(uint64_t pfn)
 {
@@ -417,7 +417,7 @@ static int handle_verify(struct reader *r, uint32_t length)
     return 0;
 }
 
-/* ---- State ------------------------------------------------------------------------------------------- */
+/* ---- State ----------------------------------------------------------------------------------- */
 
 static int handle_tsc_info(struct reader *r, uint32_t length)
 {
@@ -556,7 +556,7 @@ static int handle_end(struct reader *r, uint32_t length)
     return 0;
 }
 
-/* ---- The table --------------------------------------------------------------------------------------- */
+/* ---- The table ------------------------------------------------------------------------------- */
 
 #define PV_ONLY      "it belongs to a PV guest, and only PVH and HVM guests can be restored"
 #define CHECKPOINTED "the stream is checkpointed, and this reader takes complete ones only"

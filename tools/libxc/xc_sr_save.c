@@ -68,7 +68,7 @@ struct save {
     uint64_t pfns[XC_SR_BATCH_PAGES];  /* the same with their types, as on the wire */
 };
 
-/* ---- Output ------------------------------------------------------------------------------------ */
+/* ---- Output ---------------------------------------------------------------------------------- */
 
 static int flush(struct save *s)
 {
@@ -117,7 +117,7 @@ static void report(struct save *s)
         s->ops->progress(s->arg, &s->progress);
 }
 
-/* ---- Bitmaps ------------------------------------------------------------------------------------ */
+/* ---- Bitmaps --------------------------------------------------------------------------------- */
 
 static int grow(uint64_t **bits, uint64_t from, uint64_t to)
 {
@@ -235,7 +235,7 @@ static int select_dirty(struct save *s, bool missing, uint64_t *count)
     return 0;
 }
 
-/* ---- Memory -------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
 /* The record of s->batch.  Whether a page is there is known only once it is mapped. */
 static int write_batch(struct save *s)
@@ -412,7 +412,7 @@ static int write_staged(struct save *s)
     return 0;
 }
 
-/* ---- Everything that is not memory ---------------------------------------------------------------- */
+/* ---- Everything that is not memory ----------------------------------------------------------- */
 
 static int write_headers(struct save *s)
 {
@@ -588,7 +588,7 @@ static int write_state(struct save *s)
     return rc ? rc : flush(s);
 }
 
-/* ---- The order of things ---------------------------------------------------------------------------- */
+/* ---- The order of things --------------------------------------------------------------------- */
 
 static int suspend(struct save *s)
 {

@@ -121,7 +121,7 @@ struct xc_sr_hvm_param {
     uint64_t value;
 };
 
-/* ---- Limits ------------------------------------------------------------------------------------ */
+/* ---- Limits ---------------------------------------------------------------------------------- */
 
 #define XC_SR_RECORD_BYTES_MAX      (128u << 20) /* body of any record, the specification's bound */
 #define XC_SR_BATCH_PAGES           1024u        /* pages of one PAGE_DATA record that we write */
@@ -130,7 +130,7 @@ struct xc_sr_hvm_param {
 #define XC_SR_HVM_CONTEXT_BYTES_MAX (16u << 20)  /* about 10 KiB for each vCPU */
 #define XC_SR_HVM_PARAMS_MAX        64u          /* entries of HVM_PARAMS; the stock saver has 16 */
 
-/* ---- The file of `xl save`: this header, the configuration, then the outer stream --------------- */
+/* ---- The file of `xl save`: this header, the configuration, then the outer stream ------------ */
 
 #define XC_SR_XL_MAGIC         "Xen saved domain, xl format\n \0 \r"
 #define XC_SR_XL_BYTEORDER     0x01020304u

@@ -1,11 +1,13 @@
 /*
  * remus_facts.c: what the preflight wants to know, read from the running system.  Nothing here
- * changes anything (an nftables rule is checked with the kernel, not added).
+ * changes anything (an nftables rule is checked with the kernel, not added), except that kernel
+ * modules may get loaded.
  */
 #include "tools/libxl/remus_preflight.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +15,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <libxl.h>
@@ -293,6 +296,22 @@ static uint64_t available_kb(void)
     return value;
 }
 
+/* The kernel loads this one at first use; whether it can is found out by doing so. */
+static int load_module(const char *name, const char *sign)
+{
+    char program[] = "modprobe", quiet[] = "-q", module[32], *args[] = {program, quiet, module, NULL};
+    pid_t pid;
+    int status;
+
+    if (!access(sign, F_OK))
+        return 0;
+    snprintf(module, sizeof(module), "%s", name);
+    if (!posix_spawnp(&pid, program, NULL, NULL, args, environ))
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+            ;
+    return access(sign, F_OK) ? -ENOENT : 0;
+}
+
 static void nft_facts(struct remus_host_facts *h)
 {
     static const char rules[] =
@@ -313,9 +332,9 @@ static void nft_facts(struct remus_host_facts *h)
         text = nft_ctx_get_error_buffer(nft);
         snprintf(h->nft_error, sizeof(h->nft_error), "%.*s", (int)strcspn(text ? text : "", "\n"),
                  text ? text : "");
-    } else if (access("/proc/net/netfilter/nfnetlink_queue", F_OK)) {
+    } else if (load_module("nfnetlink_queue", "/proc/net/netfilter/nfnetlink_queue")) {
         snprintf(h->nft_error, sizeof(h->nft_error),
-                 "NFQUEUE is not there; run modprobe nfnetlink_queue");
+                 "the module nfnetlink_queue cannot be loaded");
     } else {
         h->nft_queue = true;
     }

@@ -28,6 +28,7 @@
 #define QUEUE_BASE          1000u   /* NFQUEUE numbers: QUEUE_BASE + 2 * (domid * vifs + index) */
 #define EPOCH_AHEAD         (4u << 20)
 #define CONTROL_MS          5000
+#define DEADLINE_MAX_MS     1000u   /* a copy that lags less than this costs latency, not checkpoints */
 
 struct primary {
     struct remus_run run;
@@ -782,11 +783,10 @@ static int start_proxy(struct primary *p)
         args[n++] = "--deadline-min-ms";
         args[n++] = min;
     }
-    if (sp->deadline_max_ms) {
-        snprintf(max, sizeof(max), "%u", sp->deadline_max_ms);
-        args[n++] = "--deadline-max-ms";
-        args[n++] = max;
-    }
+    snprintf(max, sizeof(max), "%u", sp->deadline_max_ms ? sp->deadline_max_ms
+             : DEADLINE_MAX_MS);
+    args[n++] = "--deadline-max-ms";
+    args[n++] = max;
     args[n] = NULL;
     return remus_run_daemon_start(&p->run, "colo-proxyd", args, sp->packet_fd);
 }

@@ -25,6 +25,7 @@ _Static_assert(sizeof(struct remus_pages) + REMUS_PAGES_PER_FRAME * (8 + XC_SR_P
                REMUS_FRAME_MAX, "a full frame of pages fits");
 
 #define TEXT_MAX          1024u            /* of CHECKPOINT, STOP and ERROR */
+#define EPOCH_MAX         UINT32_MAX       /* what the seed of a checksum covers */
 #define READ_AHEAD        (64u << 10)      /* bytes asked for when no large frame is under way */
 #define RECORD_BODY_MAX   (REMUS_FRAME_MAX - (uint32_t)sizeof(struct remus_record))
 
@@ -170,7 +171,7 @@ static void encode_end(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_
 int remus_epoch_encode_next(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_t *length)
 {
     *length = 0;
-    if (enc->done || !enc->epoch->number) {
+    if (enc->done || !enc->epoch->number || enc->epoch->number > EPOCH_MAX) {
         return -EINVAL;
     }
     if (enc->page < enc->epoch->pages) {
@@ -319,6 +320,10 @@ static int frame_check(struct remus_decoder *d)
         return decoder_bad(d, -EPROTO, "frame of type %#x is %u bytes long, at most %u allowed",
                            f->type, f->length, REMUS_FRAME_MAX);
     }
+    if (f->epoch > EPOCH_MAX) {
+        return decoder_bad(d, -EPROTO, "frame of type %#x carries epoch %" PRIu64, f->type,
+                           f->epoch);
+    }
     if (f->type & REMUS_FRAME_OPTIONAL) {
         return 0;
     }
@@ -399,7 +404,7 @@ int remus_decoder_next(struct remus_decoder *d, struct remus_frame *frame, const
     return 0;
 }
 
-/* ---- Assembling an epoch ----------------------------------------------------------------------- */
+/* ---- Assembling an epoch -------------------------------------------------------------------- */
 
 void remus_assembler_begin(struct remus_assembler *a, struct xc_sr_epoch *epoch,
                            uint64_t gfn_limit, uint64_t page_limit)

@@ -20,6 +20,7 @@
 
 #define PERIOD_MS       100u
 #define STATUS_US       500000u
+#define PUBLISH_US      1000000u
 #define READY_MS        10000
 #define CHANNEL_GRACE_US 300000u
 
@@ -96,15 +97,42 @@ void remus_run_status(struct remus_run *r, bool force)
 
 static void arm_timer(struct remus_run *r);
 
+/* What changed since it was written last, at most once a second: scripts watch these nodes. */
 static void publish(struct remus_run *r)
 {
+    uint64_t now = remus_run_now_us();
     char text[32];
 
-    if (!r->h.domid)
+    if (!r->h.domid || now - r->published_us < PUBLISH_US)
         return;
-    remus_guest_publish(r->xs, r->h.domid, "state", remus_state_name(r->core.state));
-    snprintf(text, sizeof(text), "%lu", (unsigned long)r->core.acked);
-    remus_guest_publish(r->xs, r->h.domid, "epoch", text);
+    r->published_us = now;
+    if (r->published_state != (int)r->core.state)
+        remus_guest_publish(r->xs, r->h.domid, "state", remus_state_name(r->core.state));
+    r->published_state = (int)r->core.state;
+    if (r->published_epoch != r->core.acked) {
+        snprintf(text, sizeof(text), "%lu", (unsigned long)r->core.acked);
+        remus_guest_publish(r->xs, r->h.domid, "epoch", text);
+    }
+    r->published_epoch = r->core.acked;
+}
+
+/*
+ * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH" stops this process at that point, as a host
+ * does whose power fails there (which the test then lets happen).
+ */
+static void test_point(struct remus_run *r)
+{
+    const char *where = getenv("REMUS_TEST_STOP_AT");
+    char here[64];
+
+    if (!where)
+        return;
+    snprintf(here, sizeof(here), "%s %lu", remus_state_name(r->core.state),
+             (unsigned long)r->core.epoch);
+    if (!strcmp(here, where)) {
+        unsetenv("REMUS_TEST_STOP_AT");
+        raise(SIGSTOP);
+    }
 }
 
 static void pump(struct remus_run *r)
@@ -127,6 +155,8 @@ static void pump(struct remus_run *r)
         if (r->core.state != before)
             remus_run_log(r, XC_SR_DEBUG, "%s -> %s", remus_state_name(before),
                           remus_state_name(r->core.state));
+        if (r->core.state != before)
+            test_point(r);
         for (i = 0; i < actions.count; i++)
             r->ops->action(r, &actions.list[i]);
     }
@@ -631,6 +661,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->result = result;
     r->side = side;
     r->daemon.fd = -1;
+    r->published_state = -1;
     memset(result, 0, sizeof(*result));
     rc = uv_loop_init(&r->loop);
     if (rc)

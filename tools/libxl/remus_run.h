@@ -73,6 +73,8 @@ struct remus_run {
 
     struct remus_status status;
     uint64_t status_us;
+    uint64_t published_us, published_epoch; /* xenstore nodes, as written last */
+    int published_state;
     uint32_t pauses[RUN_PAUSES];
     uint64_t pause_count;
 };

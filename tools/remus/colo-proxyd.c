@@ -4,9 +4,9 @@
  *   guest --vif--> [prerouting: OUTPUT queue] --> bridge --> world
  *   world --> bridge --> [postrouting: INPUT queue] --vif--> guest
  *
- * One pair of netfilter queues for each vif.  Output goes to the comparison (compare.h) and leaves by
- * its verdicts.  Input is copied to the packet channel, then accepted at once, so that both guests
- * receive the same.  The coordinator (ctl.h) says where an epoch ends.
+ * One pair of netfilter queues for each vif.  Output goes to the comparison (compare.h) and leaves
+ * by its verdicts.  Input is copied to the packet channel, then accepted at once, so that both
+ * guests receive the same.  The coordinator (ctl.h) says where an epoch ends.
  *
  * States, and what changes them.  Each applies to all vifs of the domain.
  *
@@ -22,14 +22,14 @@
  *   OPEN       OPEN     OPEN           OPEN        FENCED
  *   FENCED     FENCED   FENCED         FENCED      FENCED     (a fence is final)
  *
- * Input waits in the kernel, unread, after CTL_INPUT_STOP until CTL_CUT or CTL_INPUT_GO, and while the
- * channel is congested.
+ * Input waits in the kernel, unread, after CTL_INPUT_STOP until CTL_CUT or CTL_INPUT_GO, and while
+ * the channel is congested.
  *
- * Two processes: this one takes packets apart and has no privileges at all; a second one (nfq.h, the
- * writer) sends the verdicts, as that needs CAP_NET_ADMIN, and sends nothing else.
+ * Two processes: this one takes packets apart and has no privileges at all; a second one (nfq.h,
+ * the writer) sends the verdicts, as that needs CAP_NET_ADMIN, and sends nothing else.
  *
- * Timers: the comparison's deadlines; INPUT_POLL_US while input waits (is the kernel's queue filling
- * up?); TABLE_POLL_US always (has the kernel dropped frames that we never saw?).
+ * Timers: the comparison's deadlines; INPUT_POLL_US while input waits (is the kernel's queue
+ * filling up?); TABLE_POLL_US always (has the kernel dropped frames that we never saw?).
  *
  * When this process ends, the kernel drops what the queues hold and, as the rules have no bypass,
  * everything that comes after: a guest without its comparison is fenced.
@@ -70,6 +70,7 @@
 #define INPUT_RCVBUF_BYTES     (64u << 20)
 #define ROUND_BATCHES          2u            /* of NFQ_BATCH frames, per queue and round */
 #define CUT_BATCHES            64u
+#define QUIT_ROUNDS            16u
 #define CHANNEL_ROUND_FRAMES   64u
 #define COPY_BYTES_MAX         9216u         /* frames up to here can have their window replaced */
 #define INPUT_POLL_US          20000u
@@ -78,6 +79,8 @@
 
 enum proxy_state { PROXY_COMPARE, PROXY_HOLD, PROXY_OPEN, PROXY_FENCED, PROXY_STATES };
 enum proxy_event { EVENT_HOLD, EVENT_LOST, EVENT_UNPROTECT, EVENT_FENCE, PROXY_EVENTS };
+
+_Static_assert(REMUS_VIFS_MAX * 2 + 3 <= 32, "struct proxy.ready has room for all");
 
 static const enum proxy_state proxy_next[PROXY_STATES][PROXY_EVENTS] = {
     [PROXY_COMPARE] = { PROXY_HOLD,   PROXY_HOLD,   PROXY_OPEN,   PROXY_FENCED },
@@ -91,9 +94,10 @@ static const char *const why_name[CTL_WHY_COUNT] = {
 };
 
 /*
- * An output frame in the kernel's hands.  The comparison knows it by an id that tells slot and use of
- * the slot, so that a stale or made-up id finds nothing.  bytes is a copy for CMP_RELEASE_WINDOW
- * and _SACK, which send the frame back changed; it is kept for TCP that could need it, and stays with the slot.
+ * An output frame in the kernel's hands.  The comparison knows it by an id that tells slot and use
+ * of the slot, so that a stale or made-up id finds nothing.  bytes is a copy for CMP_RELEASE_WINDOW
+ * and _SACK, which send the frame back changed; it is kept for TCP that could need it, and stays
+ * with the slot.
  */
 struct slot {
     uint64_t id;             /* 0: free */
@@ -127,6 +131,7 @@ struct vif {
 
     uint64_t held_bytes, held_max;
     uint64_t output_lost, input_lost;       /* as last seen in the queues' stats */
+    uint64_t output_gone, input_gone;
     uint32_t output_full, input_full;       /* as last seen in the kernel's table */
 };
 
@@ -148,14 +153,16 @@ struct proxy {
     bool input_stopped;
     bool asked;              /* a checkpoint, in this epoch */
     bool quit;
-    uint64_t now_us, poll_us, table_us;
+    uint32_t ready;          /* READY_* bits: has something to read */
+    bool channel_writing;    /* the channel is polled for writing, too */
+    uint64_t now_us, poll_us, table_us, armed_us;
     int error;               /* of something that no caller up the stack can return */
     char lost_text[200];     /* why the channel is to be given up at the end of the round; "" */
 
     struct ctl_stats stats;
 };
 
-static int log_level = 1;    /* 0 errors and decisions, 1 events, 2 every checkpoint step, 3 frames */
+static int log_level = 1;    /* 0 errors and changes of state, 1 checkpoints wanted, 2 messages */
 
 __attribute__((format(printf, 3, 4)))
 static void proxy_log(const struct proxy *p, int level, const char *fmt, ...)
@@ -180,7 +187,7 @@ static uint64_t clock_us(void)
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
-/* ---- Requests to the coordinator ---------------------------------------------------------------- */
+/* ---- Requests to the coordinator ------------------------------------------------------------- */
 
 static void proxy_answer(struct proxy *p, enum ctl_type type)
 {
@@ -219,7 +226,7 @@ static void proxy_ask(struct proxy *p, enum ctl_why why, const char *fmt, ...)
     }
 }
 
-/* ---- State ------------------------------------------------------------------------------------- */
+/* ---- State ----------------------------------------------------------------------------------- */
 
 static void vif_drain(struct vif *v, bool release);
 
@@ -269,7 +276,7 @@ static void channel_give_up(struct proxy *p)
     p->lost_text[0] = '\0';
 }
 
-/* ---- Output: slots ------------------------------------------------------------------------------ */
+/* ---- Output: slots --------------------------------------------------------------------------- */
 
 static uint32_t vif_held(const struct vif *v)
 {
@@ -388,7 +395,7 @@ static void vif_drain(struct vif *v, bool release)
     }
 }
 
-/* ---- Output: comparison -------------------------------------------------------------------------- */
+/* ---- Output: comparison ---------------------------------------------------------------------- */
 
 static void matched_flush(struct vif *v)
 {
@@ -481,6 +488,19 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
     cmp_primary(v->cmp, p->now_us, s->id, frame->bytes, frame->length, frame->gso);
 }
 
+/* Verdicts for frames that the kernel had dropped meanwhile: the device has gone, or somebody in
+ * this host has taken a base chain out of any packet filter table, which empties all queues. */
+static void check_gone(struct vif *v, const char *which, uint64_t errors, uint64_t *seen)
+{
+    if (errors != *seen) {
+        proxy_log(v->proxy, 0, "%s: the kernel has dropped %" PRIu64 " %s frames that were held "
+                  "(device gone, or a chain removed from the packet filter)", v->name,
+                  errors - *seen, which);
+        v->proxy->stats.dropped_other += errors - *seen;
+        *seen = errors;
+    }
+}
+
 /* Frames that the kernel dropped on the way to us: the guest sends TCP again, but its secondary has
  * answered already, and the answer will find no partner. */
 static void output_check_lost(struct vif *v)
@@ -488,6 +508,7 @@ static void output_check_lost(struct vif *v)
     struct nfq_stats stats;
 
     nfq_stats_get(v->output, &stats);
+    check_gone(v, "output", stats.verdict_errors, &v->output_gone);
     if (stats.lost != v->output_lost) {
         const uint64_t lost = stats.lost - v->output_lost;
 
@@ -499,10 +520,10 @@ static void output_check_lost(struct vif *v)
     }
 }
 
-static int output_read(struct vif *v, unsigned int batches, bool *more)
+static int output_read(struct vif *v, unsigned int batches, bool exact, bool *more)
 {
     struct proxy *p = v->proxy;
-    int rc = nfq_recv(v->output, output_frame, v, batches, more);
+    int rc = nfq_recv(v->output, output_frame, v, batches, exact, more);
 
     output_check_lost(v);
     if (vif_held(v) >= p->output_maxlen / 4 * 3) {
@@ -512,7 +533,7 @@ static int output_read(struct vif *v, unsigned int batches, bool *more)
     return rc;
 }
 
-/* ---- Input --------------------------------------------------------------------------------------- */
+/* ---- Input ----------------------------------------------------------------------------------- */
 
 static bool input_may_flow(const struct proxy *p)
 {
@@ -579,12 +600,13 @@ static void input_frame(void *arg, const struct nfq_frame *frame)
     }
 }
 
-static int input_read(struct vif *v, unsigned int batches, bool *more)
+static int input_read(struct vif *v, unsigned int batches, bool exact, bool *more)
 {
     struct nfq_stats stats;
-    int rc = nfq_recv(v->input, input_frame, v, batches, more);
+    int rc = nfq_recv(v->input, input_frame, v, batches, exact, more);
 
     nfq_stats_get(v->input, &stats);
+    check_gone(v, "input", stats.verdict_errors, &v->input_gone);
     if (stats.lost != v->input_lost) {
         /* Neither guest saw them: to both it is a network that lost packets. */
         proxy_log(v->proxy, 0, "%s: the kernel dropped %" PRIu64 " input frames: socket full",
@@ -638,7 +660,7 @@ static void table_check(struct vif *v)
     }
 }
 
-/* ---- Packet channel ------------------------------------------------------------------------------ */
+/* ---- Packet channel -------------------------------------------------------------------------- */
 
 static int channel_packet(void *arg, const struct remus_packet *head, const uint8_t *payload)
 {
@@ -652,9 +674,10 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
     return 0;
 }
 
-/* ---- Verdicts and buffers out ------------------------------------------------------------------- */
+/* ---- Verdicts and buffers out ---------------------------------------------------------------- */
 
-/* Copies before verdicts: what the world or the guest gets to see is on its way to the secondary. */
+/* Copies before verdicts: what the world or the guest gets to see is on its way to the secondary.
+ * */
 static int proxy_flush(struct proxy *p)
 {
     unsigned int i;
@@ -686,7 +709,7 @@ static int proxy_flush_and_wait(struct proxy *p)
     return rc ? rc : nfq_sync(p->vifs[0].output);    /* one writer for all */
 }
 
-/* ---- Control ------------------------------------------------------------------------------------ */
+/* ---- Control --------------------------------------------------------------------------------- */
 
 static int proxy_cut(struct proxy *p, uint64_t epoch)
 {
@@ -702,7 +725,7 @@ static int proxy_cut(struct proxy *p, uint64_t epoch)
         unsigned int rounds = p->output_maxlen / CUT_BATCHES + 16;
 
         do {
-            rc = output_read(&p->vifs[i], CUT_BATCHES, &more);
+            rc = output_read(&p->vifs[i], CUT_BATCHES, true, &more);
             if (rc) {
                 return rc;
             }
@@ -713,6 +736,31 @@ static int proxy_cut(struct proxy *p, uint64_t epoch)
     p->asked = false;
     p->input_stopped = false;
     return 0;
+}
+
+/* An orderly end after UNPROTECT: frames that were steered here before the rules went are let go,
+ * too, instead of being dropped with the queues. */
+static int proxy_quit(struct proxy *p)
+{
+    unsigned int i, rounds;
+    bool more;
+    int rc;
+
+    p->quit = true;
+    for (i = 0; p->state == PROXY_OPEN && i < p->vif_count; i++) {
+        rounds = QUIT_ROUNDS;
+        do {
+            rc = output_read(&p->vifs[i], CUT_BATCHES, true, &more);
+        } while (!rc && more && --rounds);
+        rounds = QUIT_ROUNDS;
+        do {
+            rc = rc ? rc : input_read(&p->vifs[i], CUT_BATCHES, true, &more);
+        } while (!rc && more && --rounds);
+        if (rc) {
+            return rc;
+        }
+    }
+    return proxy_flush_and_wait(p);
 }
 
 static void proxy_stats(struct proxy *p)
@@ -759,7 +807,7 @@ static int proxy_control(struct proxy *p, const struct ctl_msg *msg)
         break;
     case CTL_INPUT_GO:
         p->input_stopped = false;
-        p->asked = false;    /* the checkpoint did not come: whoever still needs one may ask again */
+        p->asked = false;    /* the checkpoint did not come: who still needs one may ask again */
         break;
     case CTL_CUT:
         rc = proxy_cut(p, msg->epoch);
@@ -787,8 +835,7 @@ static int proxy_control(struct proxy *p, const struct ctl_msg *msg)
         proxy_stats(p);
         break;
     case CTL_QUIT:
-        p->quit = true;
-        rc = proxy_flush_and_wait(p);
+        rc = proxy_quit(p);
         break;
     default:
         proxy_log(p, 0, "the coordinator sent %s, which is not for colo-proxyd",
@@ -824,11 +871,18 @@ static int control_read(struct proxy *p)
     return 0;
 }
 
-/* ---- Event loop --------------------------------------------------------------------------------- */
+/* ---- Event loop ------------------------------------------------------------------------------ */
 
-static int epoll_set(struct proxy *p, int op, int fd, uint32_t events)
+/* Bits of proxy.ready, and what epoll hands back. */
+enum {
+    READY_CONTROL, READY_TIMER, READY_CHANNEL,
+    READY_OUTPUT,            /* + vif */
+    READY_INPUT = READY_OUTPUT + REMUS_VIFS_MAX,
+};
+
+static int epoll_set(struct proxy *p, int op, int fd, unsigned int bit, uint32_t events)
 {
-    struct epoll_event ev = { .events = events, .data.fd = fd };
+    struct epoll_event ev = { .events = events, .data.u32 = bit };
 
     return epoll_ctl(p->epoll_fd, op, fd, &ev) < 0 ? -errno : 0;
 }
@@ -851,6 +905,10 @@ static int timer_arm(struct proxy *p)
     }
     /* Zero would switch the timer off. */
     next_us = next_us ? next_us : 1;
+    if (next_us == p->armed_us) {
+        return 0;
+    }
+    p->armed_us = next_us;
     when.it_value.tv_sec = (time_t)(next_us / 1000000);
     when.it_value.tv_nsec = (long)(next_us % 1000000) * 1000;
     return timerfd_settime(p->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
@@ -892,56 +950,75 @@ static int interest_set(struct proxy *p)
 
         if (v->input_polled != input_may_flow(p)) {
             v->input_polled = !v->input_polled;
-            rc = epoll_set(p, EPOLL_CTL_MOD, nfq_fd(v->input), v->input_polled ? EPOLLIN : 0);
+            rc = epoll_set(p, EPOLL_CTL_MOD, nfq_fd(v->input), READY_INPUT + i,
+                           v->input_polled ? EPOLLIN : 0);
             if (rc) {
                 return rc;
             }
         }
     }
-    if (p->channel) {
-        return epoll_set(p, EPOLL_CTL_MOD, channel_fd(p->channel),
-                         EPOLLIN | (channel_wants_write(p->channel) ? EPOLLOUT : 0));
+    if (p->channel && p->channel_writing != channel_wants_write(p->channel)) {
+        p->channel_writing = !p->channel_writing;
+        return epoll_set(p, EPOLL_CTL_MOD, channel_fd(p->channel), READY_CHANNEL,
+                         EPOLLIN | (p->channel_writing ? EPOLLOUT : 0));
     }
     return 0;
 }
 
+/* Whether a descriptor was reported; that is then used up. */
+static bool ready_take(struct proxy *p, unsigned int bit)
+{
+    const uint32_t mask = 1u << bit;
+    const bool ready = p->ready & mask;
+
+    p->ready &= ~mask;
+    return ready;
+}
+
 /*
  * One round reads a bounded amount from everything that has something, then sends what came of it.
- * Reading a descriptor that has nothing costs one system call; with so few of them that is less than
- * keeping book.  *busy: something is left to read.
+ * What is left after that keeps its ready bit.
  */
-static int proxy_round(struct proxy *p, bool *busy)
+static int proxy_round(struct proxy *p)
 {
+    uint64_t expirations;
     bool more;
     unsigned int i;
     int rc;
 
-    *busy = false;
     p->now_us = clock_us();
-    rc = control_read(p);
-    if (rc) {
-        return rc;
+    if (ready_take(p, READY_TIMER) &&
+        read(p->timer_fd, &expirations, sizeof(expirations)) < 0 && errno != EAGAIN) {
+        return -errno;
     }
-    if (p->channel) {
+    if (ready_take(p, READY_CONTROL)) {
+        rc = control_read(p);
+        if (rc) {
+            return rc;
+        }
+    }
+    if (ready_take(p, READY_CHANNEL) && p->channel) {
         if (channel_read(p->channel, channel_packet, p, CHANNEL_ROUND_FRAMES)) {
             channel_lost(p, channel_error(p->channel));
         }
-        *busy |= channel_pending(p->channel);
+        p->ready |= channel_pending(p->channel) ? 1u << READY_CHANNEL : 0;
     }
     for (i = 0; i < p->vif_count; i++) {
-        rc = output_read(&p->vifs[i], ROUND_BATCHES, &more);
-        if (rc) {
-            proxy_log(p, 0, "%s: output queue: %s", p->vifs[i].name, strerror(-rc));
-            return rc;
+        if (ready_take(p, READY_OUTPUT + i)) {
+            rc = output_read(&p->vifs[i], ROUND_BATCHES, false, &more);
+            if (rc) {
+                proxy_log(p, 0, "%s: output queue: %s", p->vifs[i].name, strerror(-rc));
+                return rc;
+            }
+            p->ready |= more ? 1u << (READY_OUTPUT + i) : 0;
         }
-        *busy |= more;
-        if (input_may_flow(p)) {
-            rc = input_read(&p->vifs[i], ROUND_BATCHES, &more);
+        if (ready_take(p, READY_INPUT + i) && input_may_flow(p)) {
+            rc = input_read(&p->vifs[i], ROUND_BATCHES, false, &more);
             if (rc) {
                 proxy_log(p, 0, "%s: input queue: %s", p->vifs[i].name, strerror(-rc));
                 return rc;
             }
-            *busy |= more;
+            p->ready |= more ? 1u << (READY_INPUT + i) : 0;
         }
     }
     timers_run(p);
@@ -962,33 +1039,26 @@ static int proxy_round(struct proxy *p, bool *busy)
 
 static int proxy_run(struct proxy *p)
 {
-    bool busy = true;
     int rc = 0;
 
+    p->ready = 0;
     while (!rc && !p->quit) {
-        struct epoll_event events[8];
-        uint64_t expirations;
+        struct epoll_event events[READY_INPUT + REMUS_VIFS_MAX];
         int i, n;
 
-        n = epoll_wait(p->epoll_fd, events, 8, busy ? 0 : -1);
+        n = epoll_wait(p->epoll_fd, events, READY_INPUT + REMUS_VIFS_MAX, p->ready ? 0 : -1);
         if (n < 0 && errno != EINTR) {
-            rc = -errno;
-            break;
+            return -errno;
         }
         for (i = 0; i < n; i++) {
-            if (events[i].data.fd == p->timer_fd &&
-                read(p->timer_fd, &expirations, sizeof(expirations)) < 0 && errno != EAGAIN) {
-                rc = -errno;
-            }
+            p->ready |= 1u << events[i].data.u32;
         }
-        if (!rc) {
-            rc = proxy_round(p, &busy);
-        }
+        rc = proxy_round(p);
     }
     return rc;
 }
 
-/* ---- Setup -------------------------------------------------------------------------------------- */
+/* ---- Setup ----------------------------------------------------------------------------------- */
 
 static uint32_t vif_mtu(const char *name)
 {
@@ -1071,18 +1141,18 @@ static int proxy_open(struct proxy *p, char *error, size_t error_bytes)
     p->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     rc = p->epoll_fd < 0 || p->timer_fd < 0 ? -errno : 0;
     if (!rc) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, REMUS_CTL_FD, EPOLLIN);
+        rc = epoll_set(p, EPOLL_CTL_ADD, REMUS_CTL_FD, READY_CONTROL, EPOLLIN);
     }
     if (!rc) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, p->timer_fd, EPOLLIN);
+        rc = epoll_set(p, EPOLL_CTL_ADD, p->timer_fd, READY_TIMER, EPOLLIN);
     }
     if (!rc && p->channel) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, channel_fd(p->channel), EPOLLIN);
+        rc = epoll_set(p, EPOLL_CTL_ADD, channel_fd(p->channel), READY_CHANNEL, EPOLLIN);
     }
     for (i = 0; !rc && i < p->vif_count; i++) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].output), EPOLLIN);
+        rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].output), READY_OUTPUT + i, EPOLLIN);
         if (!rc) {
-            rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].input), EPOLLIN);
+            rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].input), READY_INPUT + i, EPOLLIN);
         }
         p->vifs[i].input_polled = true;
     }
@@ -1228,8 +1298,10 @@ static int parse_vif(struct proxy *p, const char *text)
 
 static int parse_options(struct proxy *p, int argc, char **argv)
 {
-    enum { O_DOMID = 1, O_VIF, O_EPOCH, O_MIN, O_MAX, O_LENGTH, O_BUFFER, O_NO_CHANNEL, O_KEEP, O_LOG,
-           O_HELP };
+    enum {
+        O_DOMID = 1, O_VIF, O_EPOCH, O_MIN, O_MAX, O_LENGTH, O_BUFFER, O_NO_CHANNEL, O_KEEP,
+        O_LOG, O_HELP,
+    };
     static const struct option options[] = {
         { "domid", required_argument, NULL, O_DOMID },
         { "vif", required_argument, NULL, O_VIF },
@@ -1317,8 +1389,8 @@ static int parse_options(struct proxy *p, int argc, char **argv)
     return 0;
 }
 
-/* Ctrl-C goes to the coordinator's whole process group: what it means is the coordinator's decision,
- * and this process ends when that does. */
+/* Ctrl-C goes to the coordinator's whole process group: what it means is the coordinator's
+ * decision, and this process ends when that does. */
 static void signals_ignore(void)
 {
     const int ignored[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE };

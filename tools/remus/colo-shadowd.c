@@ -7,13 +7,14 @@
  *   OUTPUT <------- rewrite <--- out (kept until MATCHED) <- tx ring <-  eth0
  *   after failover: tap in the place of the channel, `out` is written to it first
  *
- * It holds no network device before failover.  One thread, one epoll loop; every queue is allocated at
- * the start and has a rule for when it is full:
+ * It holds no network device before failover.  One thread, one epoll loop; every queue is allocated
+ * at the start and has a rule for when it is full:
  *   inq   input not injected yet: the channel (later the tap) is not read while it is full
- *   hold  input of flows that are not ready: what does not fit is dropped (TCP repeats, or a checkpoint)
+ *   hold  input of flows that are not ready: what does not fit is dropped (TCP repeats it, or a
+ *         checkpoint mends it)
  *   out   the secondary's output: the oldest is forgotten (a lost frame, should failover come now)
  *
- * States, and what the coordinator may say in each (ctl.h); `failed over` is one way and comes on top:
+ * States, and what the coordinator may say in each (ctl.h); `failed over` comes on top, for good:
  *
  *   state      means                              ATTACH    DETACH    GO       FAILOVER
  *   DETACHED   no ring is touched                 ATTACHED  DETACHED  refused  DETACHED
@@ -24,11 +25,11 @@
  * second, for flows that have aged.
  *
  * CTL_FAILOVER: one tap for each vif, in the order of the vifs, opened by the coordinator with
- * IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, up and in its bridge, its queue the caller's choice of length.
- * Header size and offloads are set here (10 bytes; TUN_F_CSUM, and TSO as far as the frontend takes
- * it), so frames cross unsegmented and with partial checksums wherever the guest can have them so.
- * After failover ctl_stats.flows counts the flows that still need rewriting: at 0 the kernel's
- * netback may take over (DETACH, QUIT, bind).
+ * IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, up and in its bridge, its queue the caller's choice of
+ * length. Header size and offloads are set here (10 bytes; TUN_F_CSUM, and TSO as far as the
+ * frontend takes it), so frames cross unsegmented and with partial checksums wherever the guest can
+ * have them so. After failover ctl_stats.flows counts the flows that still need rewriting: at 0 the
+ * kernel's netback may take over (DETACH, QUIT, bind).
  *
  * Signals: SIGTERM and SIGINT are ignored while the control socket is open.
  */
@@ -85,6 +86,8 @@
 #define TICK_US          1000000ull
 #define LOG_LINES_MAX    20u         /* in one second, where a guest or a peer can cause them */
 
+#define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
+
 #define TAG_FRAME        0u
 #define TAG_FLOW         1u          /* struct remus_flow, in its place among the input */
 
@@ -114,6 +117,7 @@ struct vif {
     struct rewrite *rw;
     struct outbox inq, hold, out;
     int tap;
+    bool tap_polled;
     struct address addresses[ADDRESSES_MAX];
 };
 
@@ -121,6 +125,7 @@ struct shadowd {
     uint32_t domid, vifs;
     enum shadow_state state;
     bool failed_over;
+    bool failing_over;               /* its beginning: nothing is news to the coordinator */
     uint64_t epoch;                  /* the one that runs, or ran last */
     uint64_t forgotten;              /* epochs <= this are over */
     uint64_t now_us;
@@ -231,7 +236,7 @@ static void learn_address(struct vif *v, const struct packet *p, uint8_t version
     memcpy(oldest->addr, addr, 16);
 }
 
-/* Only what the guest sends under its own hardware address: a guest that bridges is not announced. */
+/* Only what the guest sends under its own hardware address: others are not ours to announce. */
 static void learn_from(struct vif *v, const uint8_t *frame, const struct packet *p)
 {
     uint8_t addr[16] = { [10] = 0xff, [11] = 0xff };
@@ -695,9 +700,9 @@ static bool input_prepare(struct vif *v, struct outbox_entry *e)
 }
 
 /*
- * Makes the frame one that this frontend takes: its features, and what netfront can read from a frame
- * (a blank checksum only in untagged TCP and UDP).  1: inject it; 0: it is in v->segments now;
- * negative: drop it.  May be called again for the same entry.
+ * Makes the frame one that this frontend takes: its features, and what netfront can read from a
+ * frame (a blank checksum only in untagged TCP and UDP).  1: inject it; 0: it is in v->segments
+ * now; negative: drop it.  May be called again for the same entry.
  */
 static int input_fit(struct vif *v, struct outbox *box, struct outbox_entry *e)
 {
@@ -816,7 +821,7 @@ static struct outbox_entry *input_next(struct vif *v)
     struct shadowd *s = v->s;
     struct outbox_entry *e;
 
-    while ((e = outbox_first(&v->inq)) && e->epoch < s->epoch) {
+    while ((e = outbox_first(&v->inq)) && e->epoch < s->epoch && !s->failed_over) {
         outbox_kill(&v->inq, e);
         s->stats.dropped_old++;
     }
@@ -920,10 +925,10 @@ static void channel_lost(struct shadowd *s, int rc)
 {
     say(LOG_WARNING, "domain %u epoch %" PRIu64 ": packet channel lost: %s", s->domid, s->epoch,
         *channel_error(s->channel) ? channel_error(s->channel) : strerror(-rc));
-    if (s->ctl_open && !s->failed_over) {
+    if (s->ctl_open && !s->failing_over) {
         ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, s->epoch, "%s", channel_error(s->channel));
     }
-    channel_free(s->channel);
+    channel_free(s->channel);        /* which takes it out of the epoll set, too */
     s->channel = NULL;
 }
 
@@ -939,8 +944,10 @@ static void channel_poll(struct shadowd *s)
         event.events |= EPOLLOUT;
     }
     if (event.events != s->channel_events) {
+        /* Out of the set when nothing is wanted: a hang-up would be reported without end. */
+        epoll_ctl(s->epoll, !event.events ? EPOLL_CTL_DEL :
+                  !s->channel_events ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, REMUS_CHANNEL_FD, &event);
         s->channel_events = event.events;
-        epoll_ctl(s->epoll, EPOLL_CTL_MOD, REMUS_CHANNEL_FD, &event);
     }
 }
 
@@ -962,6 +969,18 @@ static void channel_work(struct shadowd *s, bool readable)
 
 /* ---- Tap ------------------------------------------------------------------------------------ */
 
+/* In the epoll set while there is room for what it has. */
+static void tap_poll(struct vif *v)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u64 = TAP_EVENT | v->index };
+    bool want = v->tap >= 0 && outbox_has_room(&v->inq, REMUS_PACKET_MAX);
+
+    if (want != v->tap_polled) {
+        v->tap_polled = want;
+        epoll_ctl(v->s->epoll, want ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, v->tap, &event);
+    }
+}
+
 /* After failover: frames of the network into inq. */
 static void tap_read(struct vif *v)
 {
@@ -972,20 +991,27 @@ static void tap_read(struct vif *v)
     uint32_t i;
     ssize_t n;
 
-    for (i = 0; i < TAP_BATCH; i++) {
+    for (i = 0; i < TAP_BATCH && v->tap >= 0; i++) {
         e = outbox_put(&v->inq, REMUS_PACKET_MAX, OUTBOX_READY);
         if (!e) {
-            return;                  /* the tap's own queue holds, then drops: an ordinary network */
+            return;                  /* the tap's queue holds, then drops: an ordinary network */
         }
         iov[0] = (struct iovec){ &head, sizeof(head) };
         iov[1] = (struct iovec){ outbox_bytes(&v->inq, e), REMUS_PACKET_MAX };
         n = readv(v->tap, iov, 2);
         if (n < (ssize_t)(sizeof(head) + NETRING_FRAME_MIN)) {
-            outbox_kill(&v->inq, e);
-            if (n < 0) {
-                return;
+            outbox_unput(&v->inq, e);
+            if (n >= 0) {
+                continue;
             }
-            continue;
+            if (errno != EAGAIN && errno != EINTR) {
+                say(LOG_ERROR, "domain %u vif %u: its tap is gone: %s", s->domid, v->index,
+                    strerror(errno));
+                close(v->tap);
+                v->tap = -1;
+                v->tap_polled = false;
+            }
+            return;
         }
         outbox_shrink(&v->inq, e, (uint32_t)n - (uint32_t)sizeof(head));
         e->epoch = s->epoch;
@@ -1106,8 +1132,8 @@ static int vif_attach(struct vif *v, const struct ctl_attach *at, char *error, s
     if (!v->mapped || v->at.tx_ref != at->tx_ref || v->at.rx_ref != at->rx_ref) {
         rc = vif_map(v, at);
         if (rc) {
-            snprintf(error, size, "domain %u vif %u: cannot map rings tx-ring-ref %u, rx-ring-ref %u: "
-                     "%s", s->domid, v->index, at->tx_ref, at->rx_ref, strerror(-rc));
+            snprintf(error, size, "domain %u vif %u: cannot map rings (tx-ring-ref %u, rx-ring-ref "
+                     "%u): %s", s->domid, v->index, at->tx_ref, at->rx_ref, strerror(-rc));
             return rc;
         }
     }
@@ -1209,7 +1235,7 @@ static void do_go(struct shadowd *s)
 
 /* ---- Failover ------------------------------------------------------------------------------- */
 
-/* All input that came from the primary meets the rules of before: its SYNs are the primary's, too. */
+/* Input that came from the primary meets the rules of before: its SYNs are the primary's, too. */
 static void failover_input(struct vif *v)
 {
     struct outbox_entry *e;
@@ -1249,7 +1275,6 @@ static void failover_output(struct vif *v)
 
 static void do_failover(struct shadowd *s, struct ctl_in *in)
 {
-    struct epoll_event event = { .events = EPOLLIN };
     uint32_t i;
     int rc;
 
@@ -1264,15 +1289,16 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
     for (i = 0; i < s->vifs && i < in->n_fds; i++) {
         rc = tap_prepare(&s->vif[i], in->fds[i]);
         if (rc) {
-            say(LOG_ERROR, "domain %u vif %u: its tap cannot be used (it must have IFF_TAP, IFF_NO_PI "
-                "and IFF_VNET_HDR): %s", s->domid, i, strerror(-rc));
+            say(LOG_ERROR, "domain %u vif %u: its tap cannot be used (it must have IFF_TAP, "
+                "IFF_NO_PI and IFF_VNET_HDR): %s", s->domid, i, strerror(-rc));
             continue;
         }
         s->vif[i].tap = in->fds[i];
         in->fds[i] = -1;
     }
-    /* What the primary has sent before it went: matched output, and input that its clients may think
-     * delivered. */
+    s->failing_over = true;
+    /* What the primary has sent before it went: matched output, and input that its clients may
+     * think delivered. */
     for (i = 0; s->channel && i < INQ_FRAMES / CHANNEL_BATCH; i++) {
         channel_work(s, true);
         if (s->channel_paused || (s->channel && !channel_pending(s->channel))) {
@@ -1280,7 +1306,6 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
         }
     }
     if (s->channel) {
-        epoll_ctl(s->epoll, EPOLL_CTL_DEL, REMUS_CHANNEL_FD, NULL);
         channel_free(s->channel);
         s->channel = NULL;
     }
@@ -1299,10 +1324,7 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
         rewrite_failover(v->rw, s->now_us);
         pump_input(v);
         failover_output(v);
-        if (v->tap >= 0) {
-            event.data.u64 = ((uint64_t)1 << 32) | i;
-            epoll_ctl(s->epoll, EPOLL_CTL_ADD, v->tap, &event);
-        }
+        tap_poll(v);
     }
     announce(s);
 }
@@ -1321,6 +1343,7 @@ static void expire_held(struct vif *v)
 
 /* ---- Control -------------------------------------------------------------------------------- */
 
+/* held: frames in all queues.  flows: tracked; after failover: those that still need rewriting. */
 static void stats_fill(struct shadowd *s)
 {
     struct rewrite_stats rewrite;
@@ -1454,8 +1477,8 @@ static void events_work(struct shadowd *s)
     uint32_t i;
     int port;
 
-    /* Which port rang does not matter: every ring is looked at in this round.  Unmask first, so that
-     * what comes later rings again. */
+    /* Which port rang does not matter: every ring is looked at in this round.  Unmask first, so
+     * that what comes later rings again. */
     for (i = 0; i < 2 * REMUS_VIFS_MAX && poll(&fd, 1, 0) == 1; i++) {
         port = xenevtchn_pending(s->xce);
         if (port < 0) {
@@ -1518,7 +1541,7 @@ static void loop(struct shadowd *s)
         for (i = 0; n > 0 && i < (uint32_t)n; i++) {
             uint64_t who = events[i].data.u64;
 
-            if (who >> 32) {
+            if (who & TAP_EVENT) {
                 tap_read(&s->vif[(uint32_t)who]);
             } else if (who == REMUS_CTL_FD && s->ctl_open) {
                 ctl_work(s);
@@ -1532,6 +1555,7 @@ static void loop(struct shadowd *s)
         for (i = 0; i < s->vifs && !s->quit; i++) {
             pump_output(&s->vif[i]);
             pump_input(&s->vif[i]);
+            tap_poll(&s->vif[i]);
         }
         if (s->channel && (rc = channel_flush(s->channel))) {
             channel_lost(s, rc);
@@ -1637,7 +1661,8 @@ static int setup(struct shadowd *s, char *error, size_t size)
     }
     rc = channel_new(&s->channel, REMUS_CHANNEL_FD, &options);
     if (rc) {
-        snprintf(error, size, "packet channel (descriptor %d): %s", REMUS_CHANNEL_FD, strerror(-rc));
+        snprintf(error, size, "packet channel (descriptor %d): %s", REMUS_CHANNEL_FD,
+                 strerror(-rc));
         return rc;
     }
     s->xgt = xengnttab_open(NULL, 0);

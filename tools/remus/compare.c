@@ -3,13 +3,14 @@
  *
  * Limits, and what happens at each (nothing is ever released because something was full):
  *   frames_max   primary frames held.  Three quarters of them in the present epoch: checkpoint
- *                (QUEUE).  All: a further frame is dropped, as if the network had lost it; TCP sends
- *                it again, a datagram is lost.
- *   frames_max   secondary frames kept, likewise.  Full: the oldest surplus datagrams go; where none
- *                is left a TCP flow that would lose bytes is no longer compared in this epoch.
- *   bytes_max    copies of both sides, in chunks of 2 KiB.  Three quarters: half of the surplus goes,
- *                then checkpoint (QUEUE).  All: new primary frames are held by id alone, and what cannot
- *                be copied is not compared: the flow or datagram waits for the epoch's end.
+ *                (QUEUE).  All: a further frame is dropped, as if the network had lost it; TCP
+ *                sends it again, a datagram is lost.
+ *   frames_max   secondary frames kept, likewise.  Full: the oldest surplus datagrams go; where
+ *                none is left a TCP flow that would lose bytes is no longer compared in this epoch.
+ *   bytes_max    copies of both sides, in chunks of 2 KiB.  Three quarters: half of the surplus
+ *                goes, then checkpoint (QUEUE).  All: new primary frames are held by id alone, and
+ *                what cannot be copied is not compared: the flow or datagram waits for the epoch's
+ *                end.
  *   flows_max    TCP flows.  Idle ones make room for new ones (second chance); a forgotten flow is
  *                taken up again like one older than protection.  Three quarters busy: checkpoint
  *                (QUEUE).  All busy: frames of further flows are held by id until the epoch's end.
@@ -709,7 +710,7 @@ void cmp_input(struct cmp *c, uint64_t now_us, const uint8_t *frame, size_t leng
     }
 }
 
-/* ---- Epochs ------------------------------------------------------------------------------------ */
+/* ---- Epochs ---------------------------------------------------------------------------------- */
 
 static void reassemblies_drop(struct cmp *c)
 {
@@ -746,7 +747,6 @@ void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
     fifo_clear(c, &c->s_must);
     fifo_clear(c, &c->s_surplus);
     c->present = epoch + 1;
-    c->wanted = 0;
     c->heard = false;
     future_replay(c);
     check_limits(c);
@@ -813,7 +813,7 @@ void cmp_drain(struct cmp *c, bool release)
     c->rerun = false;
 }
 
-/* ---- Time -------------------------------------------------------------------------------------- */
+/* ---- Time ------------------------------------------------------------------------------------ */
 
 static uint64_t deadline_us(const struct cmp *c)
 {
@@ -905,7 +905,7 @@ void cmp_tick(struct cmp *c, uint64_t now_us)
     }
 }
 
-/* ---- Setup ------------------------------------------------------------------------------------- */
+/* ---- Setup ----------------------------------------------------------------------------------- */
 
 static uint32_t power_of_two(uint32_t at_least)
 {

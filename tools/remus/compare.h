@@ -3,7 +3,8 @@
  *
  * No system call, no clock, no randomness: frames and the time come in, verdicts and requests
  * go out through a list of actions.  One instance serves one vif of one guest.  Frames are Ethernet
- * frames, VLAN tags in line; L4 checksums of guest frames are never looked at (they may be partial).
+ * frames, VLAN tags in line; L4 checksums of guest frames are never looked at (they may be
+ * partial).
  *
  * Ownership: a primary frame is known by the caller's 64-bit id (for instance the NFQUEUE packet
  * id); the core copies what it must remember.  Every id handed in gets exactly one RELEASE...
@@ -27,7 +28,8 @@ struct cmp;
 struct cmp_limits {
     uint32_t flows_max;          /* default 16384 */
     uint64_t bytes_max;          /* copies of frames kept, both sides; default 64 MiB */
-    uint32_t frames_max;         /* primary frames held, and as many of the secondary; default 8192 */
+    uint32_t frames_max;         /* primary frames held, and as many of the secondary's kept;
+                                    default 8192 */
     uint32_t deadline_min_us, deadline_max_us; /* partner must come in time; adapts to the lag in
                                     between; default 20 ms, 200 ms */
     uint64_t hash_seed;          /* random in service, so that no peer can aim at one hash chain */
@@ -35,11 +37,15 @@ struct cmp_limits {
 
 enum cmp_action_type {
     CMP_RELEASE,                 /* primary frame id may leave */
-    CMP_RELEASE_WINDOW,          /* it may leave with its TCP window field replaced by value (TCP, non GSO) */
+    CMP_RELEASE_WINDOW,          /* it may leave with its TCP window field replaced by value (TCP,
+                                    non GSO) */
     CMP_RELEASE_SACK,            /* the same, and its SACK blocks replaced by .sack[0..sack_blocks)
                                     (packet_tcp_set_window, packet_tcp_set_sack) */
-    CMP_DROP,                    /* primary frame id must not leave and will come again or has no use */
-    CMP_MATCHED,                 /* secondary's output id is done with (sent on as REMUS_PACKET_MATCHED) */
+    CMP_DROP,                    /* primary frame id must not leave and will come again or has no
+                                    use */
+    CMP_MATCHED,                 /* secondary's output id is done with (sent on as
+                                    REMUS_PACKET_MATCHED); always behind the RELEASE of what it
+                                    equals.  Ids of epochs that were cut are not answered. */
     CMP_FLOW,                    /* tell colo-shadowd the primary's ISN: .flow */
     CMP_CHECKPOINT,              /* epoch should end: .why (enum ctl_why) and .text */
 };
@@ -64,8 +70,9 @@ void cmp_free(struct cmp *c);
 /* frame: what the primary's guest sent in the present epoch.  now_us: any monotonic clock. */
 void cmp_primary(struct cmp *c, uint64_t now_us, uint64_t id, const uint8_t *frame, size_t length,
                  bool gso);
-/* frame: what the secondary's guest sent; sequence numbers already in the primary's terms where
- * colo-shadowd rewrites the flow.  epoch other than the present one: older is ignored, newer kept. */
+/* frame: what the secondary's guest sent.  Where colo-shadowd rewrites the flow, sequence numbers
+ * are already in the primary's terms, except in a frame with SYN, which it never rewrites.
+ * epoch other than the present one: older is ignored, newer kept. */
 void cmp_secondary(struct cmp *c, uint64_t now_us, uint64_t epoch, uint64_t id,
                    const uint8_t *frame, size_t length);
 /* frame: towards the guest, seen by both; lets the core follow handshakes and teardown. */

@@ -136,7 +136,7 @@ struct reassembly {
     bool used;
     uint8_t side, tos;
     uint32_t pieces, have, total;  /* total: 0 until the last piece is in */
-    uint64_t arrival_us;
+    uint64_t number;               /* in the order of their first pieces */
     struct datagram_head head;     /* addresses, tags, protocol; rest holds the fragment id */
     struct list list;              /* by offset */
     struct item *leader;           /* the piece that came first */
@@ -172,6 +172,7 @@ struct cmp {
     uint32_t bucket_mask;
 
     struct reassembly reassemblies[REASSEMBLIES_MAX];
+    uint64_t reassemblies_begun;
     uint32_t reassemblies_used;
     uint8_t *assembly;             /* 64 KiB: a packet put together */
     uint8_t *replay;               /* REMUS_PACKET_MAX: a frame of s_future */
@@ -179,7 +180,7 @@ struct cmp {
     struct cmp_stats stats;
 };
 
-/* ---- compare.c ---------------------------------------------------------------------------------- */
+/* ---- compare.c ------------------------------------------------------------------------------- */
 
 /* Whether comparison may release: not held, and every earlier epoch is acknowledged. */
 static inline bool gate_open(const struct cmp *c)
@@ -220,7 +221,7 @@ uint32_t item_compare(const struct item *a, uint32_t a_offset, const struct item
 /* NULL: not there, or (create) every flow is busy. */
 struct flow *flow_get(struct cmp *c, const struct packet_key *key, bool create);
 
-/* ---- compare_tcp.c -------------------------------------------------------------------------------- */
+/* ---- compare_tcp.c --------------------------------------------------------------------------- */
 
 void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, uint64_t id,
                  bool gso);
@@ -231,7 +232,7 @@ void tcp_run(struct cmp *c, struct flow *f);
 /* A flow of an earlier epoch: both guests became equal at the checkpoint. */
 void tcp_rebase(struct flow *f);
 
-/* ---- compare_datagram.c --------------------------------------------------------------------------- */
+/* ---- compare_datagram.c ---------------------------------------------------------------------- */
 
 void datagram_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, uint64_t id,
                       bool gso);
@@ -246,7 +247,7 @@ void datagram_place(struct cmp *c, struct item *it, bool hash_body);
 /* Tries again to find the partner of a primary item that is in its bucket. */
 void datagram_run(struct cmp *c, struct item *it);
 
-/* ---- reassembly.c --------------------------------------------------------------------------------- */
+/* ---- reassembly.c ---------------------------------------------------------------------------- */
 
 /* it: a fresh item without data, of either side; may free it. */
 void reassembly_add(struct cmp *c, struct item *it, const struct packet *p, const uint8_t *frame);

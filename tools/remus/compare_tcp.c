@@ -3,15 +3,15 @@
  *
  * A primary segment leaves when
  *   - each of its sequence numbers (SYN, bytes, FIN) lies below `verified`, and
- *   - its ack is not beyond the secondary's: an ack promises that the guest has the input, and after
- *     a failover the secondary must have it too, and
+ *   - its ack is not beyond the secondary's: an ack promises that the guest has the input, and
+ *     after a failover the secondary must have it too, and
  *   - its window opens no more than the secondary's or than a frame that left before it (else the
  *     window is clamped, unless GSO, which cannot be edited: held), and
  *   - its SACK blocks are among the secondary's (else intersected, GSO: held), and
  *   - an urgent pointer points where the secondary's does.
  *
- * Bytes below `verified` are not kept, so a retransmission of them is not looked at again, nor is the
- * secondary's; one that overlaps bytes still waiting must agree with them, on either side.
+ * Bytes below `verified` are not kept, so a retransmission of them is not looked at again, nor is
+ * the secondary's; one that overlaps bytes still waiting must agree with them, on either side.
  *
  * Numbering.  colo-shadowd rewrites the secondary's output of connections younger than the last
  * checkpoint.  The exact rule: a frame of the secondary with SYN is never rewritten and carries the
@@ -821,7 +821,7 @@ void tcp_secondary(struct cmp *c, const struct packet *p, const uint8_t *frame, 
     settle(c, f);
 }
 
-/* ---- Input ------------------------------------------------------------------------------------- */
+/* ---- Input ----------------------------------------------------------------------------------- */
 
 /* The peer's SYN-ACK says whether the scale that the guest's SYN offered holds. */
 void tcp_input(struct cmp *c, const struct packet *p)

@@ -43,7 +43,7 @@ void netring_tx_detach(struct netring_tx *tx)
     tx->ring.sring = NULL;
 }
 
-/* Requests that may be taken: 0 also for a ring whose indices are nonsense, which is then broken. */
+/* Requests that may be taken: 0 also where the indices are nonsense, and the ring is broken. */
 static uint32_t tx_waiting(struct netring_tx *tx)
 {
     RING_IDX req_prod = shared_read(&tx->ring.sring->req_prod);

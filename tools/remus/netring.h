@@ -7,9 +7,9 @@
  * other end of a ring is a guest that may be hostile: every request is copied once, validated
  * completely, and only the copy is used.
  *
- * A bad request is answered with NETIF_RSP_ERROR and nothing else happens.  Only indices that cannot
- * be (more requests than the ring has slots) make a ring `broken`: it is left alone until the next
- * attach, because no slot number can be trusted any more.
+ * A bad request is answered with NETIF_RSP_ERROR and nothing else happens.  Only indices that
+ * cannot be (more requests than the ring has slots) make a ring `broken`: it is left alone until
+ * the next attach, because no slot number can be trusted any more.
  */
 #ifndef REMUS_NETRING_H
 #define REMUS_NETRING_H
@@ -131,13 +131,14 @@ bool netring_rx_room(struct netring_rx *rx, uint32_t need);
 /* Puts a frame into the slots (netring_rx_room() has said yes): describes its copies in rx->segs.
  * data must stay until netring_rx_push(). */
 void netring_rx_put(struct netring_rx *rx, const struct netring_rx_frame *frame);
-/* After the copies rx->segs[0..segs_count) were run (their status fields tell): writes the responses
- * and makes them visible; true: the guest wants a notification.  *failed: pieces that did not go. */
+/* After the copies rx->segs[0..segs_count) were run (their status fields tell): writes the
+ * responses and makes them visible; true: the guest wants a notification.  *failed: pieces that did
+ * not go. */
 bool netring_rx_push(struct netring_rx *rx, uint32_t *failed);
 
-/* Whether the guest has asked to hear of responses that are already on the ring: the one notification
- * that a resumed guest may be owed.  (Not sent blindly: Linux delays the events of a port that rings
- * without work.) */
+/* Whether the guest has asked to hear of responses that are already on the ring: the one
+ * notification that a resumed guest may be owed.  (Not sent blindly: Linux delays the events of a
+ * port that rings without work.) */
 bool netring_tx_owes_notify(const struct netring_tx *tx);
 bool netring_rx_owes_notify(const struct netring_rx *rx);
 
@@ -153,8 +154,8 @@ struct netring_segments {
     struct { uint32_t offset, length; } segment[NETRING_SEGMENTS_MAX + 1];
 };
 
-/* Cuts a TCP frame into segments of gso_size payload bytes, checksums complete.  0; -EPROTONOSUPPORT:
- * not TCP; -EINVAL: gso_size too small.  count is 0 after an error. */
+/* Cuts a TCP frame into segments of gso_size payload bytes, checksums complete.  0;
+ * -EPROTONOSUPPORT: not TCP; -EINVAL: gso_size too small.  count is 0 after an error. */
 int netring_segment(struct netring_segments *out, const uint8_t *frame, uint32_t length,
                     uint16_t gso_size);
 

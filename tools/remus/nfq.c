@@ -27,6 +27,8 @@
 #define NFQ_SNDBUF_BYTES     (512u << 10)
 #define NFQ_MANGLED_MAX      (16u << 10)    /* L3 bytes: a jumbo frame */
 #define NFQ_VLAN_BYTES       4u
+#define NFQ_BIND_RETRIES     100u
+#define NFQ_BIND_RETRY_MS    20
 
 struct nfq {
     struct nl_sock *sock;
@@ -65,9 +67,9 @@ static struct nla_policy nfq_vlan_policy[NFQA_VLAN_MAX + 1] = {
 };
 
 /*
- * Payload is the last attribute and begins at L3.  The Ethernet header, with the tag the kernel took
- * out of it, is written in front of it, over attributes that have been read by then: always room, as
- * at least a netlink header, a nfgenmsg and two attribute headers stand there.
+ * Payload is the last attribute and begins at L3.  The Ethernet header, with the tag the kernel
+ * took out of it, is written in front of it, over attributes that have been read by then: always
+ * room, as at least a netlink header, a nfgenmsg and two attribute headers stand there.
  */
 int nfq_parse(uint8_t *message, size_t bytes, struct nfq_frame *frame)
 {
@@ -213,6 +215,7 @@ static int nfq_setup(struct nfq *q, const struct nfq_options *options, const cha
     const uint32_t flags = htonl(NFQA_CFG_F_GSO);
     const uint32_t mask = htonl(NFQA_CFG_F_GSO | NFQA_CFG_F_FAIL_OPEN);
     const uint32_t maxlen = htonl(options->maxlen);
+    unsigned int tries = NFQ_BIND_RETRIES;
     int rc;
 
     /*
@@ -222,6 +225,15 @@ static int nfq_setup(struct nfq *q, const struct nfq_options *options, const cha
      */
     *step = "bind";
     rc = nfq_config(q, NFQA_CFG_CMD, &bind_cmd, sizeof(bind_cmd), 0, NULL, 0);
+    /* Whoever listens already gives EPERM.  A colo-proxyd that has just ended may still have its
+     * writer ending. */
+    while ((rc == -EBUSY || (rc == -EPERM && geteuid() == 0)) && tries--) {
+        poll(NULL, 0, NFQ_BIND_RETRY_MS);
+        rc = nfq_config(q, NFQA_CFG_CMD, &bind_cmd, sizeof(bind_cmd), 0, NULL, 0);
+    }
+    if (rc == -EPERM && geteuid() == 0) {
+        rc = -EBUSY;
+    }
     if (rc) {
         return rc;
     }
@@ -394,7 +406,8 @@ static void nfq_message(struct nfq *q, uint8_t *message, size_t bytes, nfq_frame
     fn(arg, &frame);
 }
 
-int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, bool *more)
+int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, bool exact,
+             bool *more)
 {
     int r, i;
 
@@ -417,6 +430,9 @@ int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, b
         }
         for (i = 0; i < r; i++) {
             nfq_message(q, q->iov[i].iov_base, q->mmsg[i].msg_len, fn, arg);
+        }
+        if (!exact && r < (int)NFQ_BATCH) {
+            return 0;
         }
         batches--;
     }
@@ -491,7 +507,7 @@ int nfq_verdict_mangled(struct nfq *q, uint32_t packet_id, const uint8_t *l3, ui
     return rc;
 }
 
-/* ---- The writer -------------------------------------------------------------------------------- */
+/* ---- The writer ------------------------------------------------------------------------------ */
 
 #define NFQ_WRITER_SYNC      UINT32_MAX      /* instead of a queue's number: answer with one byte */
 #define NFQ_WRITER_SYNC_MS   5000
@@ -511,7 +527,7 @@ static bool verdict_attributes_ok(const uint8_t *at, size_t bytes)
             return false;
         }
         memcpy(&nla, at, sizeof(nla));
-        step = NLA_ALIGN((size_t)nla.nla_len);
+        step = NLA_ALIGN((size_t)nla.nla_len);   /* 16 bits wide: no overflow */
         if (nla.nla_len < NLA_HDRLEN || step > bytes) {
             return false;
         }
@@ -545,12 +561,15 @@ bool nfq_verdicts_only(const uint8_t *messages, size_t bytes, uint16_t queue)
         }
         memcpy(&nlh, messages, sizeof(nlh));
         memcpy(&head, messages + NLMSG_HDRLEN, sizeof(head));
-        step = NLMSG_ALIGN((size_t)nlh.nlmsg_len);
-        if (nlh.nlmsg_len < NLMSG_LENGTH(sizeof(head)) || step > bytes ||
-            nlh.nlmsg_type != NFQ_TYPE(NFQNL_MSG_VERDICT) || nlh.nlmsg_flags != NLM_F_REQUEST ||
-            head.nfgen_family != AF_UNSPEC || ntohs(head.res_id) != queue ||
-            !verdict_attributes_ok(messages + NLMSG_LENGTH(sizeof(head)),
-                                   step - NLMSG_LENGTH(sizeof(head)))) {
+        /* Length first: NLMSG_ALIGN works modulo 2^32. */
+        if (nlh.nlmsg_len < NLMSG_LENGTH(sizeof(head)) || nlh.nlmsg_len > bytes) {
+            return false;
+        }
+        step = NLMSG_ALIGN(nlh.nlmsg_len);
+        if (step > bytes || nlh.nlmsg_type != NFQ_TYPE(NFQNL_MSG_VERDICT) ||
+            nlh.nlmsg_flags != NLM_F_REQUEST || head.nfgen_family != AF_UNSPEC ||
+            ntohs(head.res_id) != queue || !verdict_attributes_ok(
+                messages + NLMSG_LENGTH(sizeof(head)), step - NLMSG_LENGTH(sizeof(head)))) {
             return false;
         }
         messages += step;
@@ -587,7 +606,8 @@ static int writer_run(int fd, struct nfq *const *queues, unsigned int count)
         r -= (ssize_t)sizeof(index);
         if (index == NFQ_WRITER_SYNC) {
             rc = send(fd, "s", 1, MSG_NOSIGNAL) < 0 ? -errno : 0;
-        } else if (index >= count || !nfq_verdicts_only(verdicts, (size_t)r, queues[index]->queue)) {
+        } else if (index >= count ||
+                   !nfq_verdicts_only(verdicts, (size_t)r, queues[index]->queue)) {
             rc = -EPROTO;
         } else {
             do {

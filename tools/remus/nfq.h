@@ -2,9 +2,9 @@
  * nfq.h: one NFQUEUE of the bridge family: frames in, verdicts out.
  *
  * The kernel holds each frame until its verdict.  Netlink messages are put together and taken
- * apart with libnl-3's nlmsg_ and nla_ functions; sending and receiving is done here, many messages a
- * system call.  libnl-nf-3's own queue object is not used because it drops NFQA_L2HDR and NFQA_VLAN,
- * without which there is no Ethernet frame.
+ * apart with libnl-3's nlmsg_ and nla_ functions; sending and receiving is done here, many messages
+ * a system call.  libnl-nf-3's own queue object is not used because it drops NFQA_L2HDR and
+ * NFQA_VLAN, without which there is no Ethernet frame.
  *
  * nfq_open needs CAP_NET_ADMIN, and so does every verdict (the kernel checks opener and sender);
  * receiving needs nothing.  CAP_NET_ADMIN on such a socket is power over the host's whole packet
@@ -39,7 +39,7 @@ struct nfq_frame {
     uint32_t packet_id;
     uint8_t *bytes;
     uint32_t length;
-    uint32_t l3_offset;      /* where the kernel's payload begins: what a mangled verdict replaces */
+    uint32_t l3_offset;      /* the kernel's payload, which a mangled verdict replaces */
     bool gso;
     bool csum_partial;       /* L4 checksum field holds the pseudo header sum only */
     bool truncated;          /* longer than NFQ_COPY_RANGE: bytes are missing at the end */
@@ -64,10 +64,13 @@ int nfq_fd(const struct nfq *q);
 
 /*
  * Read what waits, up to batches * NFQ_BATCH messages, and give each frame to fn in order.  *more
- * tells whether the budget ended before the socket was empty.  0 or the socket's error (then the
- * queue is gone).  Lost frames show in the stats: compare before and after.
+ * tells whether the budget ended before the socket was empty.  exact: read until the kernel says
+ * that there is nothing; otherwise a batch that was not full ends it, which saves a system call
+ * when poll would tell of the rest.  0 or the socket's error (then the queue is gone).  Lost frames
+ * show in the stats: compare before and after.
  */
-int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, bool *more);
+int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, bool exact,
+             bool *more);
 
 /* Verdicts are collected; nfq_flush sends them.  A full batch is sent at once. */
 int nfq_verdict(struct nfq *q, uint32_t packet_id, bool accept);
@@ -76,9 +79,10 @@ int nfq_verdict_mangled(struct nfq *q, uint32_t packet_id, const uint8_t *l3, ui
 int nfq_flush(struct nfq *q);
 
 /*
- * From now on the verdicts of these queues go through a writer.  confine(arg) runs in the new process,
- * which is to give up there all but CAP_NET_ADMIN; negative errno ends it.  The writer ends with this
- * process, and the queues with both.  0, or negative errno if there is none (error says why).
+ * From now on the verdicts of these queues go through a writer.  confine(arg) runs in the new
+ * process, which is to give up there all but CAP_NET_ADMIN; negative errno ends it.  The writer
+ * ends with this process, and the queues with both.  0, or negative errno if there is none (error
+ * says why).
  */
 #define NFQ_WRITER_QUEUES_MAX 16u
 int nfq_writer_start(struct nfq *const *queues, unsigned int count, int (*confine)(void *arg),
@@ -104,8 +108,8 @@ struct nfq_table_entry {
 int nfq_table_open(void);
 int nfq_table_read(int fd, const struct nfq *q, struct nfq_table_entry *out);
 
-/* The pure part of nfq_recv: take apart one netlink message of `bytes` bytes at message (the frame is
- * put together in place).  0; -EBADMSG: no packet message; for tests and fuzzing. */
+/* The pure part of nfq_recv: take apart one netlink message of `bytes` bytes at message (the frame
+ * is put together in place).  0; -EBADMSG: no packet message; for tests and fuzzing. */
 int nfq_parse(uint8_t *message, size_t bytes, struct nfq_frame *frame);
 
 #endif /* REMUS_NFQ_H */

@@ -20,10 +20,10 @@
 #define NFT_SCRIPT_MAX  4096u
 
 /*
- * The maps' values are declared with the type of `ct zone`, a host order integer of 16 bits, which is
- * what a queue number is: nftables 1.0.6 has no name for that type itself.
- * Output is caught before any other rule sees it, so that the comparison knows all that the guest sent;
- * input after all others, so that the copy gets exactly what the guest gets.
+ * The maps' values are declared with the type of `ct zone`, a host order integer of 16 bits, which
+ * is what a queue number is: nftables 1.0.6 has no name for that type itself.
+ * Output is caught before any other rule sees it, so that the comparison knows all that the guest
+ * sent; input after all others, so that the copy gets exactly what the guest gets.
  */
 static const char nft_create[] =
     "create table " NFT_TABLE "\n"
@@ -56,7 +56,8 @@ static int nft_fail(struct nft *n, int rc, const char *what, const char *detail)
     return rc;
 }
 
-/* A name goes into a script: only what the toolstack uses, nothing that nftables could read as more. */
+/* A name goes into a script: only what the toolstack uses, nothing that nftables could read as
+ * more. */
 static bool nft_name_ok(const char *name)
 {
     size_t i;

@@ -6,13 +6,13 @@
  *     postrouting, last:   oifname in fenced: drop; else queue to input[oifname], if there is one
  *
  * One table for all guests of the host.  Chains and rules are made with it and never changed: the
- * kernel drops the frames of every queue when a base chain goes (nf_queue_nf_hook_drop), so only the
- * maps change while a guest is protected.  No rule has `bypass`: with nobody listening to a queue,
- * what is steered there is dropped.
+ * kernel drops the frames of every queue when a base chain goes (nf_queue_nf_hook_drop), so only
+ * the maps change while a guest is protected.  No rule has `bypass`: with nobody listening to a
+ * queue, what is steered there is dropped.
  *
  * For the coordinator, with CAP_NET_ADMIN.  Changes are single transactions, and a lock file keeps
- * the coordinators of several guests out of each other's way.  Each function returns 0 or a negative
- * errno with a sentence in error.
+ * the coordinators of several guests out of each other's way.  Each function returns 0 or a
+ * negative errno with a sentence in error.
  */
 #ifndef REMUS_NFTRULES_H
 #define REMUS_NFTRULES_H

@@ -34,7 +34,7 @@ int outbox_init(struct outbox *box, uint32_t size, uint32_t entries_max)
     assert(size && !(size % OUTBOX_ALIGN));
 
     memset(box, 0, sizeof(*box));
-    /* Pages that are never used are never backed: a large bound costs nothing until it is needed. */
+    /* Pages that are never used are never backed: a large bound costs nothing until needed. */
     bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                  -1, 0);
     if (bytes == MAP_FAILED) {
@@ -127,6 +127,17 @@ bool outbox_has_room(const struct outbox *box, uint32_t length)
     uint32_t offset;
 
     return space_for(box, length, &offset) != 0;
+}
+
+void outbox_unput(struct outbox *box, struct outbox_entry *entry)
+{
+    assert(entry->serial + 1 == box->next && entry->state != OUTBOX_DEAD && !entry->id);
+    box->held -= entry->state == OUTBOX_HELD;
+    box->live--;
+    box->live_bytes -= entry->length;
+    box->used -= entry->taken;
+    entry->state = OUTBOX_DEAD;
+    box->next--;
 }
 
 void outbox_shrink(struct outbox *box, struct outbox_entry *entry, uint32_t length)

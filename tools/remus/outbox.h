@@ -1,11 +1,11 @@
 /*
  * outbox.h: a bounded first-in first-out store of frames, allocated once.
  *
- * colo-shadowd keeps in such stores: input that waits for its epoch or for ring slots, input that waits
- * for the guest's own SYN-ACK, and (the name) the secondary's output until the primary's host says
- * that it was matched.  Frames live in one byte ring, each in one piece, so that a grant copy or a
- * write can be pointed at them.  Entries carry serial numbers that count from 0; an entry may be
- * killed in any order, its bytes come back when all before it are gone, too.
+ * colo-shadowd keeps in such stores: input that waits for its epoch or for ring slots, input that
+ * waits for the guest's own SYN-ACK, and (the name) the secondary's output until the primary's host
+ * says that it was matched.  Frames live in one byte ring, each in one piece, so that a grant copy
+ * or a write can be pointed at them.  Entries carry serial numbers that count from 0; an entry may
+ * be killed in any order, its bytes come back when all before it are gone, too.
  */
 #ifndef REMUS_OUTBOX_H
 #define REMUS_OUTBOX_H
@@ -17,7 +17,7 @@ enum outbox_state {
     OUTBOX_DEAD = 0,
     OUTBOX_FILLING,      /* being copied from the guest */
     OUTBOX_HELD,         /* waits for the flow's rewriting to be known */
-    OUTBOX_READY,        /* input: to be injected; output: sent to the other host, not yet matched */
+    OUTBOX_READY,        /* input: to be injected; output: sent to be compared, not yet matched */
 };
 
 struct outbox_entry {
@@ -41,7 +41,7 @@ struct outbox_entry {
 struct outbox {
     uint8_t *bytes;
     struct outbox_entry *entries;
-    uint32_t *by_id;         /* serial (low bits) of the entry with this id, by id modulo twice entries_max */
+    uint32_t *by_id;         /* serial (low bits) of an id's entry, by id modulo 2 * entries_max */
     uint32_t size;           /* of bytes */
     uint32_t entries_max;    /* a power of two */
     uint32_t head, used;     /* first byte in use, bytes in use */
@@ -58,6 +58,8 @@ void outbox_dispose(struct outbox *box);
 /* Room for a frame of length bytes at the end, state as given; NULL: full. */
 struct outbox_entry *outbox_put(struct outbox *box, uint32_t length, enum outbox_state state);
 bool outbox_has_room(const struct outbox *box, uint32_t length);
+/* Takes the newest entry back, as if it had never been put. */
+void outbox_unput(struct outbox *box, struct outbox_entry *entry);
 /* The newest entry turned out shorter than it was put. */
 void outbox_shrink(struct outbox *box, struct outbox_entry *entry, uint32_t length);
 /* Makes room by killing the oldest entries, if that can do it.  Returns how many were killed. */

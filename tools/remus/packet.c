@@ -450,7 +450,7 @@ void packet_key_describe(const struct packet_key *key, char *text, size_t size)
     }
 }
 
-/* ---- Checksums --------------------------------------------------------------------------------- */
+/* ---- Checksums ------------------------------------------------------------------------------- */
 
 uint32_t packet_sum(const uint8_t *bytes, size_t count, uint32_t start)
 {

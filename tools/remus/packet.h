@@ -23,7 +23,7 @@
 #define PACKET_NO_VLAN        0xffffu
 #define PACKET_DESCRIBE_MAX   144u    /* bytes that packet_describe needs, NUL included */
 
-/* ---- Sequence numbers: the only place that compares them ----------------------------------- */
+/* ---- Sequence numbers: the only place that compares them ------------------------------------- */
 
 /* Distance from b to a modulo 2^32, meaningful while the two are less than 2^31 apart. */
 static inline int32_t seq_diff(uint32_t a, uint32_t b)
@@ -151,7 +151,7 @@ void packet_key_from_flow(struct packet_key *key, const struct remus_flow *flow)
 /* "tcp 10.0.0.2:80 - 10.0.0.9:4711 vlan 12", for logs.  size >= PACKET_DESCRIBE_MAX is enough. */
 void packet_key_describe(const struct packet_key *key, char *text, size_t size);
 
-/* ---- Checksums --------------------------------------------------------------------------------- */
+/* ---- Checksums ------------------------------------------------------------------------------- */
 
 /* One's complement sum of bytes, not inverted and not folded below 16 bits; start: 0 or an earlier
  * sum that covered an even number of bytes. */

@@ -40,8 +40,8 @@ static int privdrop_fail(int rc, const char *what, char *error, size_t error_byt
     return rc;
 }
 
-/* /run serves as mount point only: what it holds is covered by an empty file system, which becomes the
- * root; the old root is let go.  No directory has to exist for us, none is left behind. */
+/* /run serves as mount point only: what it holds is covered by an empty file system, which becomes
+ * the root; the old root is let go.  No directory has to exist for us, none is left behind. */
 static int privdrop_root(void)
 {
     if (unshare(CLONE_NEWNS) < 0 ||

@@ -27,8 +27,8 @@ struct privdrop_options {
     size_t syscall_count;
 };
 
-/* Needs root.  0, or negative errno with a sentence in error: the caller ends then, as privileges may
- * be half gone. */
+/* Needs root.  0, or negative errno with a sentence in error: the caller ends then, as privileges
+ * may be half gone. */
 int remus_privdrop(const struct privdrop_options *options, char *error, size_t error_bytes);
 
 #endif /* REMUS_PRIVDROP_H */

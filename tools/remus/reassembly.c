@@ -56,7 +56,7 @@ static struct reassembly *begin(struct cmp *c, struct item *it, const struct dat
         if (!r->used) {
             break;
         }
-        if (r->side == SECONDARY && (!oldest || r->arrival_us < oldest->arrival_us)) {
+        if (r->side == SECONDARY && (!oldest || r->number < oldest->number)) {
             oldest = r;
         }
     }
@@ -72,7 +72,7 @@ static struct reassembly *begin(struct cmp *c, struct item *it, const struct dat
     r->used = true;
     r->side = it->side;
     r->tos = tos;
-    r->arrival_us = c->now_us;
+    r->number = c->reassemblies_begun++;
     r->head = *head;
     r->leader = it;
     c->reassemblies_used++;

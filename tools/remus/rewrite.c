@@ -5,8 +5,8 @@
  *   young          a SYN of this epoch: from the peer, from the guest, or FLOW for an unknown flow
  *   secondary ISN  the guest's SYN or SYN-ACK
  *   primary ISN    FLOW (certain), or the peer's first acknowledgement (inferred)
- *   next ISN       FLOW for a connection that the guest has not begun yet, while the flow's entry still
- *                  serves an earlier one with the same addresses and ports
+ *   next ISN       FLOW for a connection that the guest has not begun yet, while the flow's entry
+ *                  still serves an earlier one with the same addresses and ports
  */
 #include "tools/remus/rewrite.h"
 
@@ -39,7 +39,7 @@ struct flow {
     bool data_in_syn;            /* the peer's first ACK need not be ISN + 1 */
     bool secondary_known, primary_known, primary_certain, next_known;
     bool waits;                  /* input is held until the secondary's ISN is known */
-    bool syn_pending;            /* a SYN came for a flow that lives: the guest's answer will tell */
+    bool syn_pending;            /* a SYN for a flow that lives: the guest's answer will tell */
     bool established;            /* the peer has acknowledged something */
     bool fin_input, fin_output, reset;
     bool echo_known, ts_resolved;
@@ -166,7 +166,7 @@ static void used_now(struct rewrite *rw, struct flow *flow, uint64_t now_us)
     }
 }
 
-/* Young facts are dropped by counting up the generation; this makes a flow that missed it follow. */
+/* Young facts are dropped by counting up the generation; a flow that missed it follows here. */
 static void refresh(struct rewrite *rw, struct flow *flow)
 {
     if (flow->generation == rw->generation) {
@@ -722,7 +722,8 @@ void rewrite_tick(struct rewrite *rw, uint64_t now_us)
         }
         refresh(rw, flow);
         idle_us = now_us - flow->seen_us;
-        if (idle_us > REWRITE_IDLE_US || stale(flow, idle_us) || (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
+        if (idle_us > REWRITE_IDLE_US || stale(flow, idle_us) ||
+            (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
             (rw->failed_over && !of_use(flow) && idle_us > REWRITE_HANDSHAKE_US)) {
             drop(rw, flow);
         }

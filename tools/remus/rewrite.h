@@ -1,17 +1,17 @@
 /*
  * rewrite.h: one TCP connection, two guests that chose different initial sequence numbers.
  *
- * A pure core: frames and the time come in, verdicts go out; no system call, no clock.  One instance
- * serves one vif.
+ * A pure core: frames and the time come in, verdicts go out; no system call, no clock.  One
+ * instance serves one vif.
  *
  * Sequence numbers.  A connection whose handshake happened in the present epoch is "young": the
- * secondary's guest has an ISN of its own.  Once both ISNs are known, offset = primary's - secondary's:
+ * secondary's guest has an ISN of its own.  Once both are known, offset = primary's - secondary's:
  *   from the guest:  seq += offset                         (SYN frames are sent on as they are:
  *   to the guest:    ack -= offset, SACK blocks -= offset    the comparison ignores their ISN)
- * The secondary's ISN is read from its own SYN or SYN-ACK.  The primary's comes with REMUS_PACKET_FLOW;
- * until then it is taken from what the peer acknowledges first (that is primary ISN + 1 unless data
- * went with the SYN), and FLOW overrules.  A checkpoint makes the guests equal: rewrite_detach()
- * forgets every ISN.
+ * The secondary's ISN is read from its own SYN or SYN-ACK.  The primary's comes with
+ * REMUS_PACKET_FLOW; until then it is taken from what the peer acknowledges first (that is primary
+ * ISN + 1 unless data went with the SYN), and FLOW overrules.  A checkpoint makes the guests equal:
+ * rewrite_detach() forgets every ISN.
  *
  *   state of a young flow        frame from the guest      frame to the guest
  *   secondary's ISN unknown      sent on                   SYN: passed; others: REWRITE_HOLD (*)
@@ -21,20 +21,21 @@
  *     SYN-ACK of an earlier epoch sends FLOW, too, and both guests have the same numbers then.
  *
  * After failover nothing is held for want of the primary's ISN, and input that waits for the
- * secondary's for REWRITE_HANDSHAKE_US only; SYN frames are rewritten as well, as they are sent to peers
- * that may know the primary's numbers; connections that begin then are nobody's business.
+ * secondary's for REWRITE_HANDSHAKE_US only; SYN frames are rewritten as well, as they are sent to
+ * peers that may know the primary's numbers; connections that begin then are nobody's business.
  *
- * Timestamps (RFC 7323).  Peers drop segments whose TSval goes backwards (PAWS).  What a peer echoes
- * (TSecr) is the newest TSval of the primary that it has seen: the maximum is tracked for each flow,
- * old ones too.  At a flow's first output after failover a secondary whose clock is behind gets a
- * constant added to its TSval for the rest of the flow, and the same is taken off TSecr.
- * The echo in a peer's SYN-ACK is made the secondary's own SYN's TSval: Linux resets otherwise.
+ * Timestamps (RFC 7323).  Peers drop segments whose TSval goes backwards (PAWS).  What a peer
+ * echoes (TSecr) is the newest TSval of the primary that it has seen: the maximum is tracked for
+ * each flow, old ones too.  At a flow's first output after failover a secondary whose clock is
+ * behind gets a constant added to its TSval for the rest of the flow, and the same is taken off
+ * TSecr. The echo in a peer's SYN-ACK is made the secondary's own SYN's TSval: Linux resets
+ * otherwise.
  *
- * Limits: flows_max entries.  When full, the one unused longest goes, looking at the REWRITE_EVICT_SCAN
- * oldest: half-open and old flows go, flows that are being rewritten stay; if all of those are, the
- * new flow is not tracked (its output will differ, and a checkpoint follows).
- * An entry ends REWRITE_CLOSED_US after the last frame of a flow that was closed by two FINs or a RST,
- * or after REWRITE_IDLE_US without any.
+ * Limits: flows_max entries.  When full, the one unused longest goes, looking at the
+ * REWRITE_EVICT_SCAN oldest: half-open and old flows go, flows that are being rewritten stay; if
+ * all of those are, the new flow is not tracked (its output will differ, and a checkpoint follows).
+ * An entry ends REWRITE_CLOSED_US after the last frame of a flow that was closed by two FINs or a
+ * RST, or after REWRITE_IDLE_US without any.
  */
 #ifndef REMUS_REWRITE_H
 #define REMUS_REWRITE_H

@@ -147,9 +147,8 @@ static int examine(struct supervisor *s)
         snprintf(s->guest.name, sizeof(s->guest.name), "%s", s->o.domain);
     else
         rc = remus_facts_guest(facts, domid, &s->guest, s->error);
-    if (rc && rc != -ENOENT)
-        remus_refuse(refusals, "%s", s->error);
-    rc = remus_facts_host(facts, libexec, false, &s->here, s->error);
+    if (!rc || rc == -ENOENT)
+        rc = remus_facts_host(facts, libexec, false, &s->here, s->error);
     if (rc)
         remus_refuse(refusals, "%s", s->error);
     else
@@ -686,12 +685,14 @@ static int conclude(struct supervisor *s)
     if (!s->have_result)
         return worker_died(s, status);
     if (s->rc) {
+        (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
         return end(s, XL_UNPROTECTED, "failed", "protection of %s could not begin: %s%s%s; it runs "
                    "unprotected", name, strerror(-s->rc), s->result.reason[0] ? ": " : "",
                    s->result.reason);
     }
     switch (s->result.end) {
     case REMUS_END_STOPPED:
+        (void)rescue_check(s->guest.domid, name, false, say_rescue, s);
         await_fate(s, END_MS);
         return end(s, XL_ENDED, "stopped", "%s runs unprotected, its copy is gone (%s)", name,
                    s->result.reason);
@@ -705,6 +706,7 @@ static int conclude(struct supervisor *s)
         /* ssh may get through where the data does not: never two of the same guest. */
         say(s, XC_SR_WARN, "%s is lost (%s); %s runs on unprotected", s->o.host, s->result.reason,
             name);
+        (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
         await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + 2000);
         if (s->fate == FATE_ACTIVE)
             return yield_guest(s);
@@ -713,7 +715,10 @@ static int conclude(struct supervisor *s)
     case REMUS_END_FAILED:
         break;
     }
+    (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
     await_fate(s, END_MS);
+    if (s->fate == FATE_ACTIVE)
+        return yield_guest(s);
     return end(s, XL_UNPROTECTED, "failed", "%s runs unprotected: %s", name, s->result.reason);
 }
 

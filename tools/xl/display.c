@@ -99,7 +99,8 @@ static bool copying(const struct remus_status *s)
     return s->state == RP_COPY || s->state == RS_COPY;
 }
 
-void display_bar(char *out, size_t room, unsigned int columns, const struct remus_status *s)
+void display_bar(char *out, size_t room, unsigned int columns, const struct remus_status *s,
+                 uint64_t copy_ms)
 {
     const struct xc_sr_progress *p = &s->copy;
     uint64_t total = p->pages_total, done = p->pages_done < total ? p->pages_done : total;
@@ -108,10 +109,9 @@ void display_bar(char *out, size_t room, unsigned int columns, const struct remu
     unsigned int width, fill, i;
     double per_second = 0;
 
-    /* bytes_written and epoch_age_ms (time in this state) are of the whole copy; the bar is of one
-     * pass, whose later ones are short. */
-    if (s->epoch_age_ms >= 200)
-        per_second = (double)p->bytes_written * 1000.0 / (double)s->epoch_age_ms;
+    /* The rate is of the whole copy so far; the bar is of one pass, and later ones are short. */
+    if (copy_ms >= 200)
+        per_second = (double)p->bytes_written * 1000.0 / (double)copy_ms;
     if (per_second > 0) {
         uint64_t seconds = (uint64_t)((double)(total - done) * 4096.0 / per_second + 0.5);
 
@@ -137,13 +137,14 @@ void display_bar(char *out, size_t room, unsigned int columns, const struct remu
         out[columns] = '\0';
 }
 
-void display_live(char *out, size_t room, unsigned int columns, const struct remus_status *s)
+void display_live(char *out, size_t room, unsigned int columns, const struct remus_status *s,
+                  uint64_t copy_ms)
 {
     char age[24], pause[24], delay[24];
     int n;
 
     if (copying(s)) {
-        display_bar(out, room, columns, s);
+        display_bar(out, room, columns, s, copy_ms);
         return;
     }
     if (!s->epoch || s->state == RP_BUILD || s->state == RS_BASE) {
@@ -291,6 +292,11 @@ void display_status(struct display *d, uint64_t now_ms, const struct remus_statu
     char raw[DISPLAY_LINE_BYTES], line[DISPLAY_LINE_BYTES];
     bool news;
 
+    if (copying(s) && !d->copy_began_ms)
+        d->copy_began_ms = now_ms;
+    /* The end has a message of its own. */
+    if (s->state == RP_DONE || s->state == RS_DONE)
+        return;
     /* A checkpoint's inner states are no news for a person. */
     news = !d->shown_any || s->protected_now != d->shown_protected ||
            (s->state != d->shown_state &&
@@ -317,7 +323,7 @@ void display_status(struct display *d, uint64_t now_ms, const struct remus_statu
     }
     if (d->terminal)
         d->columns = terminal_columns(d->out);
-    display_live(raw, sizeof(raw), d->columns, s);
+    display_live(raw, sizeof(raw), d->columns, s, now_ms - d->copy_began_ms);
     remus_text_clean(line, sizeof(line), raw);
     if (d->terminal) {
         fprintf(d->out, "\r%s\033[K", line);

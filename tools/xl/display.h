@@ -25,6 +25,7 @@ struct display {
     bool json, quiet, verbose, terminal;
     unsigned int columns;       /* of the terminal */
     bool live;                  /* the cursor stands on the live line */
+    uint64_t copy_began_ms;     /* when a copy was first seen under way; 0: not yet */
     uint64_t shown_ms;          /* when the last status was shown */
     enum remus_state shown_state;
     bool shown_any, shown_protected;
@@ -45,10 +46,13 @@ void display_pause(struct display *d);
 
 /* ---- Pure ---- */
 
-/* "[=====>    ]  42 %  108.3 MiB/s  0:07 left". rate in bytes a second; 0: not known yet. */
-void display_bar(char *out, size_t room, unsigned int columns, const struct remus_status *s);
+/* "web1: [=====>    ]  42 %  pass 1  108.3 MiB/s  0:07 left"; copy_ms: how long it has been under
+ * way. */
+void display_bar(char *out, size_t room, unsigned int columns, const struct remus_status *s,
+                 uint64_t copy_ms);
 /* The live line, cut to columns. */
-void display_live(char *out, size_t room, unsigned int columns, const struct remus_status *s);
+void display_live(char *out, size_t room, unsigned int columns, const struct remus_status *s,
+                  uint64_t copy_ms);
 /* "512 B", "3.4 KiB", "1.2 GiB" */
 void display_bytes(char *out, size_t room, uint64_t bytes);
 /* "840 us", "3.2 ms", "12 ms", "4.1 s" */

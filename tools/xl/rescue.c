@@ -17,7 +17,7 @@
 #include "tools/remus/nftrules.h"
 
 /* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
-#define RESCUE_SUSPEND_MS 5000u
+#define RESCUE_SUSPEND_MS 3000u
 
 struct rescue {
     struct xc_sr_handles h;
@@ -63,7 +63,7 @@ static void rescue_close(struct rescue *r)
 }
 
 /* Out of suspension, also of one that is only on its way. */
-static void run_again(struct rescue *r)
+static void run_again(struct rescue *r, bool wait)
 {
     uint64_t deadline = remus_now_ms() + RESCUE_SUSPEND_MS;
     char path[64], *request;
@@ -76,7 +76,7 @@ static void run_again(struct rescue *r)
     /* Empty means that the guest took a request and may be about to suspend. */
     snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", r->h.domid);
     request = xs_read(r->xs, XBT_NULL, path, NULL);
-    asked = request && !request[0];
+    asked = wait && request && !request[0];
     free(request);
     rc = remus_guest_suspend_withdraw(r->xs, r->h.domid);
     if (rc)
@@ -162,7 +162,7 @@ int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say
 
     if (rescue_open(&r, domid))
         goto out;
-    run_again(&r);
+    run_again(&r, true);
     if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
         errno != EINVAL && errno != ESRCH)
         note(&r, -errno, "tracking of dirty pages could not be turned off: %s", strerror(errno));
@@ -173,6 +173,19 @@ int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say
     }
     wake_minder(&r);
 out:
+    rescue_close(&r);
+    return r.rc;
+}
+
+int rescue_check(uint32_t domid, const char *name, bool wait, rescue_say say, void *arg)
+{
+    struct rescue r = {.say = say, .arg = arg, .name = name};
+
+    if (!rescue_open(&r, domid)) {
+        run_again(&r, wait);
+        remove_rules(&r);
+        remove_named_rules(&r);
+    }
     rescue_close(&r);
     return r.rc;
 }

@@ -19,6 +19,11 @@ typedef void (*rescue_say)(void *arg, const char *text);
  * said.
  */
 int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say, void *arg);
+/*
+ * After a coordinator that returned: makes sure that the guest is neither suspended nor paused, and
+ * unfenced.  Says nothing when all is well.  wait: a suspend may still be on its way.
+ */
+int rescue_check(uint32_t domid, const char *name, bool wait, rescue_say say, void *arg);
 /* The copy elsewhere is the guest now: destroys the one here, without a word from it. */
 int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg);
 

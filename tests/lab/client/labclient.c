@@ -364,7 +364,8 @@ static void run_short(struct class *c)
             continue;
         }
         r = write_all(fd, request, sizeof(request) - 1);
-        while (!r && used < sizeof(text) && (n = read_some(fd, text + used, sizeof(text) - used)) > 0)
+        while (!r && used < sizeof(text) &&
+               (n = read_some(fd, text + used, sizeof(text) - used)) > 0)
             used += (size_t)n;
         if (r || n < 0)
             note_broken(c, "request", r ? -r : (int)-n);

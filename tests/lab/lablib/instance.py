@@ -515,7 +515,8 @@ class Lab:
                 if not self.is_running(host):
                     continue
                 self.ensure_ssh(host)
-                unpack = "tar -xf - -C / --no-same-owner --keep-directory-symlink && ldconfig && sync"
+                unpack = "tar -xf - -C / --no-same-owner --keep-directory-symlink && " \
+                    "ldconfig && sync"
                 tar = subprocess.Popen(["tar", "-cf", "-", "-C", common.STAGE, "--owner=0",
                                         "--group=0", "."], stdout=subprocess.PIPE)
                 code = subprocess.run(self.ssh_argv(host, unpack, timeout_s=120),
@@ -608,12 +609,13 @@ class Lab:
             os.unlink(filename)
         with open(self.path("capture-%s.log" % link), "wb") as log:
             process = subprocess.Popen(
-                ["tcpdump", "--immediate-mode", "-i", "br-" + link, "-U", "-s", "0", "-n", "-Z", "root", "-w", filename],
+                ["tcpdump", "--immediate-mode", "-i", "br-" + link, "-U", "-s", "0", "-n",
+                 "-Z", "root", "-w", filename],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=lambda: common.enter_netns(self.netns))
         # tcpdump writes the file's header once it captures.
-        ready = common.wait_for(lambda: os.path.exists(filename) and os.path.getsize(filename) >= 24,
-                                10, 0.05)
+        ready = common.wait_for(
+            lambda: os.path.exists(filename) and os.path.getsize(filename) >= 24, 10, 0.05)
         if not ready:
             process.kill()
             raise LabError("tcpdump did not start: " +
@@ -633,7 +635,8 @@ class Lab:
         if common.process_start_time(capture["pid"]) == capture["start_time"]:
             os.kill(capture["pid"], signal.SIGTERM)
             common.wait_for(
-                lambda: common.process_start_time(capture["pid"]) != capture["start_time"], 10, 0.02)
+                lambda: common.process_start_time(capture["pid"]) != capture["start_time"],
+                10, 0.02)
         return capture["file"]
 
     # ---- guests ----

@@ -30,7 +30,7 @@ int main(int argc, char **argv)
                    vifs[i].input_queue, vifs[i].fenced);
         }
     } else {
-        fprintf(stderr, "usage: nft-driver protect VIF OUT IN | unprotect VIF | fence VIF | list\n");
+        fputs("usage: nft-driver protect VIF OUT IN | unprotect VIF | fence VIF | list\n", stderr);
         return 2;
     }
     if (rc) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plays the coordinator and the secondary for one colo-proxyd, on the host of the protected guest.
 
-    proxy-driver.py serve --domid N --vif NAME[:OUT:IN] --proxyd FILE --nft FILE [-- PROXYD-OPTION...]
+    proxy-driver.py serve --domid N --vif NAME[:OUT:IN] --proxyd FILE --nft FILE [-- OPTION...]
     proxy-driver.py do WORD [ARGUMENT...]          prints one line of JSON
 
 `serve` starts colo-proxyd, waits for READY, installs the rules and then serves commands on a Unix
@@ -15,8 +15,8 @@ back as the output of the secondary, as the mode says:
 
 Words: mode ..., stop (INPUT_STOP), go (INPUT_GO), cut, release, checkpoint (all of these, the guest
 paused in between), auto on|off (a checkpoint whenever colo-proxyd asks), hold, unprotect, fence,
-stats, state, read on|off (of the packet channel),
-tap off (see nothing of the guest's output from now on), lose (close the channel), kill (colo-proxyd), quit.
+stats, state, read on|off (of the packet channel), tap off (see nothing of the guest's output from
+now on), lose (close the channel), kill and signal N (colo-proxyd), quit.
 """
 
 import collections

@@ -2,12 +2,12 @@
 """Plays the coordinator and the primary's side for colo-shadowd, in a dom0 of the lab.
 
     shadow-driver.py serve --domid N --ip ADDRESS --shadowd PATH [-- OPTIONS OF colo-shadowd]
-    shadow-driver.py do WORD [ARGUMENT]...
+    shadow-driver.py do WORD [ARGUMENT]... [, WORD [ARGUMENT]...]...
 
 `serve` takes the vif away from the kernel's netback, starts colo-shadowd with its two sockets and
-obeys the words, one at a time; each answers with one JSON object. What a word does is said at its
-method do_WORD. Words that talk to the guest write and read whole Ethernet frames, as a primary's
-host would: the peer in them is made up (10.77.0.200, or what the word is given).
+obeys the words, one at a time; each answers with one JSON object on a line, and an error ends the
+list. What a word does is said at its method do_WORD. Words that talk to the guest write and read
+whole Ethernet frames, as a primary's host would; the peer in them is made up (10.77.0.200).
 """
 
 import argparse
@@ -28,7 +28,7 @@ SOCKET = "/run/shadow-driver"
 ATTACH, DETACH, GO, FAILOVER, STATS_GET, QUIT = 32, 33, 34, 35, 64, 65
 READY, ATTACHED, DETACHED, ACTIVE, STATS, FAILED = 96, 101, 102, 103, 106, 107
 INPUT, OUTPUT, MATCHED, FLOW = 1, 2, 3, 4
-PARTIAL, GSO = 1, 2
+PARTIAL, GSO, WIRE = 1, 2, 0x100
 HEAD = struct.Struct("<IBBHQQH3H")
 MSG = struct.Struct("<IIQII")
 STATS_NAMES = ("input_packets input_bytes output_packets output_bytes released_equal "
@@ -114,7 +114,9 @@ class Segment:
          _) = struct.unpack("!HHIIBBHHH", body[:20])
         self.payload = body[(doff >> 4) * 4:]
         front = pseudo(self.src, self.dst, 6, len(body))
-        if flags & PARTIAL:
+        if flags & WIRE and self.check == ones_sum(front):
+            self.good = True     # what another interface of this host has not filled in
+        elif flags & PARTIAL:
             self.good = self.check == ones_sum(front)
         else:
             self.good = ones_sum(front + body) == 0xffff
@@ -127,6 +129,97 @@ class Segment:
             if options[0] == 8:
                 self.tsval, self.ecr = struct.unpack("!II", options[2:10])
             options = options[options[1]:]
+
+
+class Connection:
+    """One TCP connection of the made-up peer, whose counterpart has the primary's numbers."""
+
+    def __init__(self, driver, how, shift, early, ahead):
+        self.driver, self.ahead = driver, ahead
+        self.sport = 20000 + int(time.monotonic() * 1000) % 20000
+        self.ends = (PEER_IP, driver.ip, self.sport, 7000)
+        self.seq, self.stamp, self.wrong = 0x11223344, 777, []
+        self.seen_stamp = 0
+        self.send(SYN, options=b"\2\4\5\xb4", ack=0)
+        self.seq += 1
+        synack = None
+        primary = (0x7fff0000 + shift) & 0xffffffff
+        if not early:
+            synack = self.wait()
+            primary = (synack.seq + shift) & 0xffffffff
+        if how == "flow":
+            driver.flow(self.sport, primary, 7000)
+        self.ack = (primary + 1) & 0xffffffff
+        self.send(ACK)
+        if early:
+            time.sleep(0.3)
+            driver.do_unpause()
+            synack = self.wait()
+            driver.do_pause()    # the caller's unpause is for this
+        if synack.flags & (SYN | ACK) != SYN | ACK:
+            raise Problem("flags %#x instead of a SYN-ACK" % synack.flags)
+        self.offset = (primary - synack.seq) & 0xffffffff
+
+    def facts(self):
+        return {"sport": self.sport, "offset": self.offset}
+
+    def send(self, flags, payload=b"", options=b"", ack=None, partial=False):
+        self.stamp += 1
+        options += b"\1\1\x08\x0a" + struct.pack("!II", self.stamp, self.seen_stamp & 0xffffffff)
+        self.driver.send_frame(ipv4(PEER_IP, self.driver.ip, 6,
+                                    tcp(*self.ends, self.seq, self.ack if ack is None else ack,
+                                        flags, payload, options, partial)),
+                               flags=PARTIAL if partial else 0)
+
+    def wait(self):
+        """The next segment of this connection; notes what is wrong with it."""
+        def mine(o):
+            s = Segment(o.frame, o.flags)
+            return s if s.is_tcp and s.dport == self.sport and s.sport == self.ends[3] else None
+
+        s = self.driver.wait_output(mine)
+        if not s:
+            raise Problem("the guest is silent; wrong so far: %s" % self.wrong)
+        if not s.good:
+            self.wrong.append("checksum")
+        stamp = s.tsval + (0 if self.driver.wire else self.ahead)
+        if stamp < self.seen_stamp:
+            self.wrong.append("TSval %d after %d" % (stamp, self.seen_stamp))
+        self.seen_stamp = max(self.seen_stamp, stamp)
+        return s
+
+    def receive(self, done):
+        """In order bytes until done(bytes, segment)."""
+        data = b""
+        while True:
+            s = self.wait()
+            at = (s.seq - self.ack) & 0xffffffff
+            if at and at < 1 << 31 and s.payload:
+                self.wrong.append("seq %d beyond the expected" % at)
+            if s.payload and not at:
+                data += s.payload
+                self.ack = (self.ack + len(s.payload)) & 0xffffffff
+            if s.flags & RST:
+                raise Problem("reset; wrong so far: %s" % self.wrong)
+            if done(data, s):
+                return data, s
+
+    def request(self):
+        # With a partial checksum on the channel, as from a neighbour on the primary's host.
+        self.send(ACK | PSH, b"inc\n", partial=not self.driver.wire)
+        self.seq += 4
+        data, _ = self.receive(lambda data, _: data.endswith(b"\n"))
+        self.send(ACK)
+        return {"answer": data.decode().strip(), "wrong": self.wrong, "offset": self.offset}
+
+    def close(self):
+        self.send(FIN | ACK)
+        self.seq += 1
+        _, s = self.receive(lambda _, s: s.flags & FIN)
+        at = (s.seq - self.ack) & 0xffffffff
+        self.ack += 1
+        self.send(ACK)
+        return {"fin_at": at}
 
 
 # ---- the daemon and its two sockets ----
@@ -142,6 +235,8 @@ class Driver:
         self.mac = node(self.front + "mac")
         self.ip = ip
         self.epoch = 0
+        self.connections = {}
+        self.wire = None
         self.outputs = collections.deque()
         self.seen = 0
         self.news = threading.Condition()
@@ -209,13 +304,26 @@ class Driver:
             if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1" and \
                     frame[38:42] == socket.inet_aton(PEER_IP):
                 self.answer_arp(frame)
-            with self.news:
-                if kind == OUTPUT:
-                    self.seen += 1
-                    self.outputs.append(Output(vif, flags, epoch, number, gso, frame))
-                    while len(self.outputs) > 20000:
-                        self.outputs.popleft()
-                self.news.notify_all()
+            if kind == OUTPUT:
+                self.note(Output(vif, flags, epoch, number, gso, frame))
+
+    def note(self, output):
+        with self.news:
+            self.seen += 1
+            self.outputs.append(output)
+            while len(self.outputs) > 20000:
+                self.outputs.popleft()
+            self.news.notify_all()
+
+    def read_wire(self):
+        while True:
+            frame = self.wire.recv(70000)
+            if frame[6:12] == PEER_MAC:
+                continue
+            if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1" and \
+                    frame[38:42] == socket.inet_aton(PEER_IP):
+                self.answer_arp(frame)
+            self.note(Output(0, WIRE, 0, 0, 0, frame))
 
     def wait_output(self, wanted, timeout_s=5):
         """Take outputs off the queue until one is wanted (wanted() returns a true value)."""
@@ -245,6 +353,9 @@ class Driver:
 
     def send_frame(self, payload, ethertype=0x0800, flags=0, epoch=None, gso=0):
         frame = bytes.fromhex(self.mac.replace(":", "")) + PEER_MAC + struct.pack("!H", ethertype)
+        if self.wire:
+            self.wire.send(frame + payload)
+            return
         self.send(INPUT, frame + payload, flags, epoch, gso)
 
     # ---- words ----
@@ -339,72 +450,33 @@ class Driver:
         self.send(FLOW, mapped + socket.inet_aton(self.ip) + mapped + socket.inet_aton(PEER_IP) +
                   struct.pack("!HH", port, sport) + struct.pack("<IHHI", isn, 0xffff, 0xffff, 0))
 
-    def do_tcp(self, how="flow", shift="305419896", early="0"):
-        """A connection to the counter, as a primary with another ISN (secondary's + shift) would have
-        it. how: "flow" (FLOW tells the ISN) or "ack" (only the peer's ACK does). early 1: the
-        peer's ACK and request are sent before the guest's own SYN-ACK is there."""
-        shift, early = int(shift), early == "1"
-        try:
-            return self.tcp(how, shift, early)
-        finally:
-            if early:
-                self.do_unpause()
-
-    def tcp(self, how, shift, early):
-        sport, mine = 20000 + int(time.monotonic() * 100) % 20000, 0x11223344
-        ends = (PEER_IP, self.ip, sport, 7000)
-        stamps = b"\1\1\x08\x0a" + struct.pack("!II", 777, 0)
-        request, answers = b"inc\n", []
-
-        def segment(o):
-            s = Segment(o.frame, o.flags)
-            return s if s.is_tcp and s.dport == sport else None
-
-        if early:
+    def do_open(self, name, how="flow", shift="305419896", early="0", ahead="0"):
+        """A connection from the peer to the counter, as a primary with another ISN (the secondary's
+        + shift) has it. how: "flow" (FLOW tells that ISN) or "ack" (only the peer's ACK does).
+        early 1: FLOW and the peer's ACK come before the guest's own SYN-ACK. ahead: by how many ms
+        the primary's timestamps are ahead of the secondary's."""
+        if early == "1":
             self.do_pause()
-        primary = (0x7fff0000 + shift) & 0xffffffff
-        self.send_frame(ipv4(PEER_IP, self.ip, 6, tcp(*ends, mine, 0, SYN,
-                                                      options=b"\2\4\5\xb4" + stamps)))
-        synack = None
-        if not early:
-            synack = self.wait_output(segment)
-            if not synack:
-                raise Problem("no SYN-ACK")
-            primary = (synack.seq + shift) & 0xffffffff
-        if how == "flow":
-            self.flow(sport, primary, 7000)
-        stamps = b"\1\1\x08\x0a" + struct.pack("!II", 778, synack.tsval if synack else 1)
-        self.send_frame(ipv4(PEER_IP, self.ip, 6, tcp(*ends, mine + 1, primary + 1, ACK,
-                                                      options=stamps)))
-        # The request goes with a partial checksum, as from a neighbour on the primary's host.
-        self.send_frame(ipv4(PEER_IP, self.ip, 6, tcp(*ends, mine + 1, primary + 1, ACK | PSH,
-                                                      request, options=stamps, partial=True)),
-                        flags=PARTIAL)
-        if early:
-            time.sleep(0.3)
-            self.do_unpause()
-            synack = self.wait_output(segment)
-        seqs, good = [], True
-        data = b""
-        while not data.endswith(b"\n"):
-            s = self.wait_output(segment)
-            if not s:
-                raise Problem("no answer to the request; so far %r" % (answers,))
-            good &= s.good
-            answers.append((s.flags, (s.seq - primary) & 0xffffffff, len(s.payload)))
-            if s.payload:
-                seqs.append((s.seq - primary) & 0xffffffff)
-                data += s.payload
-        after = (primary + 1 + len(data)) & 0xffffffff
-        self.send_frame(ipv4(PEER_IP, self.ip, 6, tcp(*ends, mine + 1 + len(request), after,
-                                                      FIN | ACK, options=stamps)))
-        fin = self.wait_output(lambda o: (lambda s: s if s and s.flags & FIN else None)(segment(o)))
-        if fin:
-            self.send_frame(ipv4(PEER_IP, self.ip, 6, tcp(*ends, mine + 2 + len(request),
-                                                          after + 1, ACK, options=stamps)))
-        return {"answer": data.decode(), "first_seq": seqs[0], "checksums": good and synack.good,
-                "fin_seq": fin and (fin.seq - primary - 1 - len(data)) & 0xffffffff,
-                "synack_offset": (primary - synack.seq) & 0xffffffff}
+        try:
+            self.connections[name] = Connection(self, how, int(shift), early == "1", int(ahead))
+        finally:
+            if early == "1":
+                self.do_unpause()
+        return self.connections[name].facts()
+
+    def do_use(self, name):
+        """A request on it; the answer, and what was wrong with the segments that carried it."""
+        return self.connections[name].request()
+
+    def do_close(self, name):
+        return self.connections.pop(name).close()
+
+    def do_tcp(self, how="flow", shift="305419896", early="0"):
+        """All three."""
+        self.do_open("tcp", how, shift, early)
+        answer = self.do_use("tcp")
+        answer.update(self.do_close("tcp"))
+        return answer
 
     def do_upload(self, megabytes="4", size="32000", flags="3"):
         """Sends bytes to the sink in frames of size bytes (flags 1: partial checksums, 2: GSO) with
@@ -475,6 +547,55 @@ class Driver:
         return {"count": len(taken), "seen": self.seen, "ids": [o.id for o in taken][-20:],
                 "epochs": sorted({o.epoch for o in taken}), "gso": sum(bool(o.gso) for o in taken)}
 
+    def do_sleep(self, seconds):
+        time.sleep(float(seconds))
+
+    def do_signal(self, number="15"):
+        """Sends it to colo-shadowd; is that still there?"""
+        os.kill(self.pid, int(number))
+        time.sleep(0.3)
+        return {"alive": not os.waitpid(self.pid, os.WNOHANG)[0]}
+
+    def do_spoil(self, ring="tx"):
+        """Index nonsense in a shared ring, as a hostile guest would write it (pause it first)."""
+        gnttab = ctypes.CDLL("libxengnttab.so.1")
+        gnttab.xengnttab_open.restype = gnttab.xengnttab_map_grant_ref.restype = ctypes.c_void_p
+        handle = ctypes.c_void_p(gnttab.xengnttab_open(None, 0))
+        page = gnttab.xengnttab_map_grant_ref(handle, self.domid,
+                                              int(node(self.front + ring + "-ring-ref")), 3)
+        index = ctypes.c_uint32.from_address(page)
+        old, index.value = index.value, index.value + 12345
+        return {"was": old}
+
+    def do_burst(self, count="3000", size="1400"):
+        """More input than colo-shadowd's queues and the socket take, while the guest is paused: how
+        much could be written within ten seconds, and what arrives once the guest runs."""
+        count, ident, done = int(count), 4242, []
+        payload = bytes(int(size))
+
+        def feed():
+            for number in range(count):
+                self.send_frame(ipv4(PEER_IP, self.ip, 1, icmp_echo(ident, number, payload)))
+                done.append(number)
+
+        self.do_pause()
+        thread = threading.Thread(target=feed, daemon=True)
+        thread.start()
+        thread.join(10)
+        stuck = len(done)
+        self.do_unpause()
+        thread.join(60)
+        answers = set()
+
+        def answer(o):
+            if o.frame[12:14] == b"\x08\x00" and o.frame[23] == 1 and o.frame[34] == 0 and \
+                    o.frame[38:40] == struct.pack("!H", ident):
+                answers.add(o.frame[40:42])
+            return len(answers) == count
+
+        self.wait_output(answer, 20)
+        return {"stuck": stuck, "sent": len(done), "answers": len(answers)}
+
     def do_inject(self, text, flags="0", epoch=None, gso="0"):
         """A whole Ethernet frame, in hex."""
         self.send(INPUT, bytes.fromhex(text), int(flags), None if epoch is None else int(epoch),
@@ -485,10 +606,18 @@ class Driver:
         self.send(MATCHED, struct.pack("<%dQ" % len(ids), *ids))
 
     def do_failover(self, name="shadow0", bridge="xenbr0"):
-        """A tap on the bridge, FAILOVER; how long until ACTIVE, with the tap made before."""
+        """A tap on the bridge, FAILOVER; how long until ACTIVE. The peer moves to an interface on
+        the same bridge, where frames have full checksums or none yet."""
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.ioctl(tap, 0x400454ca, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000 | 0x4000))
+        fcntl.ioctl(tap, 0x400454ca, struct.pack("16sH22x", name.encode(), 0x5002))
         run("ip", "link", "set", name, "master", bridge, "txqueuelen", "1000", "up")
+        run("ip", "link", "add", "peer0", "type", "veth", "peer", "name", "peer1")
+        run("ip", "link", "set", "peer0", "master", bridge, "up")
+        run("ip", "link", "set", "peer1", "promisc", "on", "up")
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        wire.bind(("peer1", 0))
+        self.wire = wire
+        threading.Thread(target=self.read_wire, daemon=True).start()
         start = time.monotonic()
         self.tell(FAILOVER, self.epoch, fds=[tap])
         self.expect(ACTIVE)
@@ -542,12 +671,19 @@ def serve(arguments):
 
 
 def do(words):
-    with socket.socket(socket.AF_UNIX) as s:
-        s.connect(SOCKET)
-        with s.makefile("rw") as stream:
-            stream.write(json.dumps(words) + "\n")
-            stream.flush()
-            print(stream.readline().rstrip() or '{"answer": null}')
+    while words:
+        end = words.index(",") if "," in words else len(words)
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(SOCKET)
+            with s.makefile("rw") as stream:
+                stream.write(json.dumps(words[:end]) + "\n")
+                stream.flush()
+                answer = stream.readline().rstrip() or '{"answer": null}'
+        print(answer, flush=True)
+        if "error" in json.loads(answer):
+            return 1
+        words = words[end + 1:]
+    return 0
 
 
 def main():
@@ -562,9 +698,8 @@ def main():
     p.add_argument("words", nargs="+")
     arguments = parser.parse_args()
     if arguments.what == "serve":
-        serve(arguments)
-    else:
-        do(arguments.words)
+        return serve(arguments)
+    return do(arguments.words)
 
 
 if __name__ == "__main__":

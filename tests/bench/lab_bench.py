@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Figures of the lab against the distribution's tools and an unprotected guest, in one run.
+
+Hosts are emulated and share two cores: only the ratios mean anything.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lab"))
+
+import colo  # noqa: E402
+import labtest  # noqa: E402
+from lablib import common  # noqa: E402
+
+INTERVAL_MS = 500
+SAMPLE_S = 30
+ROUNDS = 3
+BULK_BYTES = 2000000
+DIRTY_PAGES_PER_S = 500
+
+
+def row(name, ours, theirs, unit, ratio):
+    print("%-46s %10.2f %10.2f %-8s %6.2f" % (name, ours, theirs, unit, ratio), flush=True)
+
+
+def stock_remus_stops(lab, guest):
+    """Stops of the guest under the distribution's xl remus, memory to nowhere, no buffering."""
+    stock = lab.execute("a", "ls /usr/lib/xen-*/bin/xl").stdout.split()[0]
+    process = lab.spawn("a", "%s remus -F -b -n -d -i %d %s nowhere" %
+                        (stock, INTERVAL_MS, guest.name), name="stock")
+    time.sleep(12)
+    sample = lab.sample_stops("a", guest.domid("a"), SAMPLE_S)
+    # It leaves the guest suspended when it is ended; destroying the guest is the only way out.
+    lab.execute("a", "xl destroy " + guest.name, check=False)
+    process.kill()
+    return sample
+
+
+def our_stops(lab, guest):
+    session = colo.Session(lab, guest, interval_ms=INTERVAL_MS, verify=False, options="-n -F")
+    session.wait_protected()
+    time.sleep(5)
+    sample = lab.sample_stops("a", guest.domid("a"), SAMPLE_S)
+    session.stop()
+    return sample
+
+
+def stops(lab):
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        lab.put_in_order()
+        guest = lab.guest("a")
+        guest.dirty(DIRTY_PAGES_PER_S)
+        ours.append(our_stops(lab, guest))
+        theirs.append(stock_remus_stops(lab, guest))
+    for figure in ("median", "p90", "max"):
+        o = statistics.median(s[figure] for s in ours)
+        t = statistics.median(s[figure] for s in theirs)
+        row("guest stopped per checkpoint, %s" % figure, o, t, "ms", o / t)
+
+
+def saver(lab):
+    lab.put_in_order()
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        guest = lab.guest("a")
+        pages = lab.execute("a", "xl list %s | awk 'END{print $3 * 256}'" % guest.name)
+        begin = time.monotonic()
+        figures = json.loads(lab.execute(
+            "a", "/usr/local/lib/remus/remus-sr save --resume $(xl domid %s) /dev/null" %
+            guest.name, timeout_s=120).stdout.splitlines()[-1])
+        ours.append(figures["pages_per_s"])
+        begin = lab.execute("a", "s=$(date +%%s%%N); xl save %s /dev/null >/dev/null 2>&1;"
+                            " e=$(date +%%s%%N); echo $(((e-s)/1000))" % guest.name,
+                            timeout_s=120).stdout
+        theirs.append(int(pages.stdout) / (int(begin) / 1e6))
+    o, t = statistics.median(ours), statistics.median(theirs)
+    row("saver, pages per second (theirs: whole xl save)", o, t, "pages/s", o / t)
+
+
+def traffic(lab):
+    lab.put_in_order()
+    guest = lab.guest("a")
+
+    def measure():
+        latency = lab.run_client(guest, 15, long=20)["classes"]["long"]["latency_ms"]
+        down = lab.run_client(guest, 15, bulk_down=BULK_BYTES)["classes"]["bulk_down"]
+        up = lab.run_client(guest, 15, bulk_up=BULK_BYTES)["classes"]["bulk_up"]
+        return (latency["p50"], latency["p99"], down["bytes_per_s"] / 1e6,
+                up["bytes_per_s"] / 1e6)
+
+    plain = measure()
+    session = colo.Session(lab, guest, verify=False)
+    session.wait_protected()
+    time.sleep(5)
+    protected = measure()
+    status = session.status()
+    session.stop()
+    for name, unit, o, t in (("request latency, p50", "ms", protected[0], plain[0]),
+                             ("request latency, p99", "ms", protected[1], plain[1]),
+                             ("bulk TCP from the guest", "MB/s", protected[2], plain[2]),
+                             ("bulk TCP to the guest", "MB/s", protected[3], plain[3])):
+        row(name + " (against unprotected)", o, t, unit, o / t)
+    print("checkpoints %d, asked for: %s" % (status["checkpoints"], status["requested"]))
+
+
+def main():
+    lab = labtest.TestLab(os.environ.get("LAB") or "bench")
+    lab.begin("bench")
+    was_up = bool(lab.hosts())
+    try:
+        lab.up(2)
+        lab.install()
+        print("%-46s %10s %10s %-8s %6s" % ("", "ours", "theirs", "", "ratio"))
+        stops(lab)
+        saver(lab)
+        traffic(lab)
+        return 0
+    except (AssertionError, OSError, common.LabError) as error:
+        print("bench: %s" % error)
+        return 1
+    finally:
+        for thing in lab.running:
+            thing.kill()
+        if not was_up:
+            lab.down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
