@@ -458,7 +458,9 @@ void node_start(struct world *w)
     struct remus_actions out;
 
     params[0].heartbeat_ms = (uint32_t)between(w, 20, 100);
-    params[0].timeout_ms = params[0].heartbeat_ms * (uint32_t)between(w, 4, 10);
+    /* As an operator has to: well above a round trip, or a calm link counts as lost. */
+    params[0].timeout_ms = params[0].heartbeat_ms * (uint32_t)between(w, 4, 10) +
+                           (uint32_t)(6 * (w->latency_us + w->jitter_us) / MS);
     params[0].suspend_timeout_ms = (uint32_t)between(w, 200, 2000);
     params[0].drain_timeout_ms = (uint32_t)between(w, 50, 300);
     params[0].stop_timeout_ms = (uint32_t)between(w, 300, 2000);
@@ -809,7 +811,9 @@ void faults_choose(struct world *w)
         struct fault *f = &w->fault[i];
         struct sim_event *e;
 
-        f->type = (uint8_t)chance(w, i ? FAULT_COUNT : FAULT_UNPROTECT);
+        /* Half of them break something for good; the last few mean nothing by themselves. */
+        f->type = (uint8_t)chance(w, chance(w, 2) ? FAULT_SUSPEND : i ? FAULT_COUNT :
+                                  FAULT_UNPROTECT);
         f->node = (uint8_t)chance(w, 2);
         f->value = chance(w, 8);
         f->state = REMUS_STATE_COUNT;

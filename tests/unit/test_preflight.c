@@ -121,7 +121,7 @@ PRIMARY(a_dying_guest, f.guest.dying = true, "not running", "web1")
 PRIMARY(a_pv_guest, f.guest.type = REMUS_GUEST_PV, "PV guest", "type=\"pvh\"")
 PRIMARY(an_hvm_guest_with_a_device_model,
         f.guest.type = REMUS_GUEST_HVM; f.guest.device_model = true, "device model", "PVH")
-PRIMARY(a_guest_that_cannot_suspend, f.guest.suspend_feature = false, "feature-suspend", "booted")
+PRIMARY(a_guest_that_cannot_suspend, f.guest.suspend_feature = false, "feature-suspend", "kernel")
 PRIMARY(fifo_event_channels, f.guest.fifo = true, "FIFO", "xen.fifo_events=0")
 PRIMARY(an_unknown_event_channel_abi, f.guest.abi_known = false, "event channel", "web1")
 PRIMARY(too_many_vcpus, f.guest.vcpus = 33, "33 vCPUs", "32")

@@ -688,6 +688,44 @@ static void a_table_full_of_flows_that_matter_takes_no_more(void **state)
     assert_int_equal(stats.rewriting, 0);
 }
 
+/* An error from a router about a segment that the primary has sent. */
+static void an_icmp_error_quotes_the_secondarys_number(void **state)
+{
+    struct fixture *f = *state;
+    struct tcp_spec spec = { .seq = P_ISN + 500, .data = "0123456789", .bytes = 10 };
+    uint8_t segment[256];
+    struct packet p;
+    size_t bytes;
+    int v6, cut;
+
+    accept_one(f);
+    PASSES(INPUT(.flags = SYN, .seq = C_ISN, .ip.v6 = true));
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN, .ip.v6 = true));
+    PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1, .ip.v6 = true));
+    for (v6 = 0; v6 < 2; v6++) {
+        for (cut = 0; cut < 2; cut++) {
+            struct ip_spec ip = { .v6 = v6, .from_peer = true, .peer_host = 77 };
+
+            spec.ip.v6 = v6;
+            bytes = frame_tcp(segment, &spec);
+            /* All of it, or what RFC 792 promises. */
+            bytes = frame_icmp(f->frame, &ip, v6 ? 2 : 3, v6 ? 0 : 4, 1400, segment + 14,
+                               cut ? (v6 ? 48 : 28) : bytes - 14);
+            assert_int_equal(packet_parse(&p, f->frame, bytes), 0);
+            rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+            assert_true(packet_checksum_ok(f->frame, &p));
+            assert_int_equal(f->frame[p.l4 + 8 + (v6 ? 40 : 20) + 7],
+                             (uint8_t)(S_ISN + 500));
+            assert_int_equal(f->frame[p.l4 + 8 + (v6 ? 40 : 20) + 4], S_ISN >> 24);
+        }
+    }
+    /* An echo request with the same bytes is not an error. */
+    bytes = frame_icmp(f->frame, &(struct ip_spec){ .from_peer = true }, 8, 0, 0, segment + 14, 60);
+    packet_parse(&p, f->frame, bytes);
+    rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+    assert_memory_equal(f->frame + p.l4 + 8, segment + 14, 60);
+}
+
 static void other_frames_pass(void **state)
 {
     struct fixture *f = *state;
@@ -751,6 +789,7 @@ int main(void)
         TEST(established_flows_do_not_age_in_hours),
         SMALL(a_full_table_gives_up_old_and_half_open_flows_first),
         SMALL(a_table_full_of_flows_that_matter_takes_no_more),
+        TEST(an_icmp_error_quotes_the_secondarys_number),
         TEST(other_frames_pass),
     };
 

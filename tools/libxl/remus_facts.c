@@ -1,18 +1,21 @@
 /*
  * remus_facts.c: what the preflight wants to know, read from the running system.  Nothing here
  * changes anything (an nftables rule is checked with the kernel, not added), except that kernel
- * modules may get loaded.
+ * modules may get loaded, and that a guest may be paused for some milliseconds (probe_two_level).
  */
 #include "tools/libxl/remus_preflight.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -24,6 +27,8 @@
 #include <xenstore.h>
 
 #include "tools/libxc/xc_sr.h"
+#include "tools/libxc/xc_sr_guest.h"
+#include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_transport.h"
 
 struct remus_facts_ctx {
@@ -176,15 +181,90 @@ static void count_devices(struct remus_guest_facts *g, const libxl_domain_config
     }
 }
 
-static int event_channel_facts(struct remus_guest_facts *g)
+#define PROBE_MS 1000u
+
+/* Whether any bit of the 2-level ABI is set in the guest's shared page. */
+static bool two_level_bits(const struct shared_info *shared)
+{
+    size_t word;
+
+    for (word = 0; word < sizeof(shared->evtchn_pending) / sizeof(shared->evtchn_pending[0]);
+         word++)
+        if (*(volatile const xen_ulong_t *)&shared->evtchn_pending[word] ||
+            *(volatile const xen_ulong_t *)&shared->evtchn_mask[word])
+            return true;
+    return false;
+}
+
+/*
+ * A guest that was restored or migrated has no mask bits either, so that it looks like one with
+ * FIFO event channels (Linux sets them all at boot only).  What tells the two apart is where Xen puts
+ * an event.  xenstored sends one when a node that the guest watches is written: the guest is paused
+ * meanwhile, so that the bit stays, and the value is the one that is there already, which means
+ * nothing to it.
+ */
+static int probe_two_level(struct remus_facts_ctx *f, const struct xc_sr_handles *h, bool *two_level)
+{
+    const struct shared_info *shared = NULL;
+    uint64_t gfn, deadline = remus_now_ms() + PROBE_MS;
+    sigset_t all, before;
+    char path[64], *value;
+    xen_pfn_t pfn;
+    int rc, err = 0;
+
+    *two_level = false;
+    rc = xc_sr_shared_info_gfn(h, &gfn);
+    if (rc)
+        return rc;
+    pfn = gfn;
+    shared = xenforeignmemory_map(h->fmem, h->domid, PROT_READ, 1, &pfn, &err);
+    if (!shared || err) {
+        rc = err ? err : -errno;
+        goto out;
+    }
+    snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", h->domid);
+    value = xs_read(f->xs, XBT_NULL, path, NULL);
+    /* A request that waits there is none of ours to repeat. */
+    if (!value || value[0]) {
+        free(value);
+        rc = -EBUSY;
+        goto out;
+    }
+    free(value);
+    /* Nothing may end this process while the guest is paused. */
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    if (xc_domain_pause(h->xch, h->domid)) {
+        rc = -errno;
+    } else {
+        if (!xs_write(f->xs, XBT_NULL, path, "", 0))
+            rc = -errno;
+        while (!rc && !(*two_level = two_level_bits(shared)) && remus_now_ms() < deadline)
+            poll(NULL, 0, 5);
+        if (xc_domain_unpause(h->xch, h->domid))
+            rc = -errno;
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+out:
+    if (shared)
+        xenforeignmemory_unmap(h->fmem, (void *)shared, 1);
+    return rc;
+}
+
+static int event_channel_facts(struct remus_facts_ctx *f, struct remus_guest_facts *g)
 {
     struct xc_sr_handles h = {.domid = g->domid};
+    bool two_level = false;
     int rc = -EIO;
 
     h.xch = xc_interface_open(NULL, NULL, 0);
     h.fmem = xenforeignmemory_open(NULL, 0);
     if (h.xch && h.fmem)
         rc = xc_sr_evtchn_abi(&h, &g->fifo);
+    if (!rc && g->fifo && !g->paused && !g->shut_down && !g->dying) {
+        rc = probe_two_level(f, &h, &two_level);
+        g->fifo = !two_level;
+    }
     g->abi_known = rc == 0;
     if (h.fmem)
         xenforeignmemory_close(h.fmem);
@@ -249,10 +329,11 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
     count_devices(out, &config);
 
     text = read_node(f, "/local/domain/%u/control/feature-suspend", domid);
-    out->suspend_feature = text && !strcmp(text, "1");
+    /* Said by the guest at boot, and no more after it was restored or migrated. */
+    out->suspend_feature = !text || strcmp(text, "0");
     free(text);
     if (out->type != REMUS_GUEST_PV)
-        (void)event_channel_facts(out);
+        (void)event_channel_facts(f, out);
 
     out->vifs = (unsigned int)config.num_nics;
     for (i = 0; i < config.num_nics && (unsigned int)i < REMUS_VIFS_MAX; i++)

@@ -61,9 +61,8 @@ static void judge_suspend(struct remus_refusals *out, const struct remus_guest_f
 {
     if (!g->suspend_feature)
         remus_refuse(out,
-                     "%s does not offer to suspend itself (control/feature-suspend in xenstore): "
-                     "wait until its kernel has booted, or use a kernel with CONFIG_XEN and "
-                     "CONFIG_HIBERNATION or CONFIG_SUSPEND", g->name);
+                     "%s says that it cannot suspend itself (control/feature-suspend in xenstore); "
+                     "use a kernel with CONFIG_HIBERNATE_CALLBACKS", g->name);
 }
 
 static void judge_event_channels(struct remus_refusals *out, const struct remus_guest_facts *g)

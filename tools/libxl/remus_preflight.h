@@ -45,7 +45,7 @@ struct remus_guest_facts {
     enum remus_guest_type type;
     bool device_model;           /* a qemu serves this guest */
     bool paused, shut_down, dying;
-    bool suspend_feature;        /* control/feature-suspend */
+    bool suspend_feature;        /* false: control/feature-suspend says 0 */
     bool abi_known, fifo;        /* event channels; unknown when it could not be read */
     uint64_t memory_kb;          /* the guest's own, at most */
     uint64_t need_kb;            /* what Xen needs for a copy, overhead included */

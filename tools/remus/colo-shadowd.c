@@ -118,6 +118,7 @@ struct vif {
     struct outbox inq, hold, out;
     int tap;
     bool tap_polled;
+    bool broken_said;                /* since the last attach */
     struct address addresses[ADDRESSES_MAX];
 };
 
@@ -344,8 +345,8 @@ static void announce(struct shadowd *s)
     for (i = 0; i < s->vifs; i++) {
         struct vif *v = &s->vif[i];
 
-        if (v->tap < 0) {
-            continue;
+        if (v->tap < 0 || !v->at.rx_copy) {
+            continue;                /* never attached: its address is not known */
         }
         known = 0;
         for (j = 0; j < ADDRESSES_MAX; j++) {
@@ -516,16 +517,15 @@ static void output_take(struct vif *v, struct outbox_entry *e)
     react(v, &result);
 }
 
-/* One batch from the tx ring; false: nothing was there. */
-static bool output_batch(struct vif *v)
+/* One batch from the tx ring. */
+static void output_batch(struct vif *v)
 {
     struct shadowd *s = v->s;
     uint64_t bad = v->tx.bad;
     uint32_t frames = 0, segs = 0, i, j;
     struct outbox_entry *e;
-    int rc = 0;
 
-    while (frames < TX_BATCH && (rc = netring_tx_take(&v->tx, &s->tx_packets[frames])) == 1) {
+    while (frames < TX_BATCH && netring_tx_take(&v->tx, &s->tx_packets[frames]) == 1) {
         const struct netring_tx_packet *packet = &s->tx_packets[frames];
         uint32_t killed = outbox_make_room(&v->out, packet->length);
 
@@ -545,9 +545,6 @@ static bool output_batch(struct vif *v)
         s->tx_entries[frames] = e;
         segs += netring_tx_copies(&v->tx, packet, outbox_bytes(&v->out, e), s->tx_segs + segs);
         frames++;
-    }
-    if (rc < 0) {
-        count_drop(v, "tx ring indices are nonsense: ring left alone");
     }
     if (v->tx.bad != bad) {
         count_drop(v, "bad request on the tx ring: answered with an error");
@@ -578,7 +575,15 @@ static bool output_batch(struct vif *v)
             output_take(v, s->tx_entries[i]);
         }
     }
-    return frames != 0;
+}
+
+static void say_if_broken(struct vif *v)
+{
+    if ((v->tx.broken || v->rx.broken) && !v->broken_said) {
+        v->broken_said = true;
+        count_drop(v, v->tx.broken ? "tx ring indices are nonsense: ring left alone" :
+                                     "rx ring indices are nonsense: ring left alone");
+    }
 }
 
 static void pump_output(struct vif *v)
@@ -587,10 +592,11 @@ static void pump_output(struct vif *v)
 
     while (s->state == STATE_RUNNING && netring_tx_more(&v->tx)) {
         if (!s->failed_over && s->channel && channel_congested(s->channel)) {
-            return;                  /* the guest waits; the loop comes back when it has drained */
+            break;                   /* the guest waits; the loop comes back when it has drained */
         }
         output_batch(v);
     }
+    say_if_broken(v);
 }
 
 /* ---- Input: channel or tap to guest -------------------------------------------------------- */
@@ -859,9 +865,7 @@ static void pump_input(struct vif *v)
         }
     }
     input_flush(v);
-    if (v->rx.broken) {
-        count_drop(v, "rx ring indices are nonsense: ring left alone");
-    }
+    say_if_broken(v);
 }
 
 /* ---- Channel ------------------------------------------------------------------------------- */
@@ -1027,9 +1031,22 @@ static void tap_read(struct vif *v)
     }
 }
 
-static int tap_prepare(struct vif *v, int fd)
+/* What the frontend takes need not be cut or summed by the kernel before. */
+static int tap_offload(struct vif *v, int fd)
 {
     unsigned long offload = TUN_F_CSUM;
+
+    if (v->at.sg && v->at.gso4) {
+        offload |= TUN_F_TSO4 | TUN_F_TSO_ECN;
+    }
+    if (v->at.sg && v->at.gso6 && v->at.csum6_offload) {
+        offload |= TUN_F_TSO6 | TUN_F_TSO_ECN;
+    }
+    return ioctl(fd, TUNSETOFFLOAD, offload) < 0 ? -errno : 0;
+}
+
+static int tap_prepare(struct vif *v, int fd)
+{
     int header = sizeof(struct virtio_net_hdr);
     struct ifreq ifr;
     int flags;
@@ -1042,18 +1059,12 @@ static int tap_prepare(struct vif *v, int fd)
         (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)) {
         return -EINVAL;
     }
-    if (v->at.sg && v->at.gso4) {
-        offload |= TUN_F_TSO4 | TUN_F_TSO_ECN;
-    }
-    if (v->at.sg && v->at.gso6 && v->at.csum6_offload) {
-        offload |= TUN_F_TSO6 | TUN_F_TSO_ECN;
-    }
     flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-        ioctl(fd, TUNSETVNETHDRSZ, &header) < 0 || ioctl(fd, TUNSETOFFLOAD, offload) < 0) {
+        ioctl(fd, TUNSETVNETHDRSZ, &header) < 0) {
         return -errno;
     }
-    return 0;
+    return tap_offload(v, fd);
 }
 
 /* ---- Attaching ------------------------------------------------------------------------------ */
@@ -1149,11 +1160,12 @@ static int vif_attach(struct vif *v, const struct ctl_attach *at, char *error, s
     }
     v->at = *at;
     /* A guest that has ruined its own rings loses its network, not its protection. */
-    if (netring_tx_attach(&v->tx, v->tx_page, s->domid)) {
-        count_drop(v, "tx ring indices are nonsense: ring left alone");
-    }
-    if (netring_rx_attach(&v->rx, v->rx_page, s->domid)) {
-        count_drop(v, "rx ring indices are nonsense: ring left alone");
+    v->broken_said = false;
+    netring_tx_attach(&v->tx, v->tx_page, s->domid);
+    netring_rx_attach(&v->rx, v->rx_page, s->domid);
+    say_if_broken(v);
+    if (v->tap >= 0) {
+        tap_offload(v, v->tap);
     }
     return 0;
 }

@@ -436,6 +436,75 @@ static bool wants_hold(const struct rewrite *rw, const struct flow *flow, uint64
     return !flow->active || flow->waits || (tcp->flags & PACKET_TCP_SYN);
 }
 
+static uint32_t load32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+/*
+ * An ICMP error quotes what the guest has sent, in the primary's numbers; guests ignore errors about
+ * numbers that they have not sent (RFC 5927), and would miss the path's MTU.  The quotation's
+ * sequence number is translated: RFC 792 promises 8 bytes of TCP header.
+ */
+static void input_icmp(struct rewrite *rw, uint8_t *frame, const struct packet *p)
+{
+    const uint8_t *ip = frame + p->l4 + 8;
+    uint32_t left = p->end - p->l4, at;
+    struct packet_key key;
+    struct packet quoted;
+    struct flow *flow;
+    uint8_t *seq;
+    uint16_t sum;
+    int i;
+
+    if (left < 8 + 28 || (p->kind == PACKET_ICMP ? frame[p->l4] < 3 || frame[p->l4] > 12 :
+                                                   !frame[p->l4] || frame[p->l4] > 4)) {
+        return;                  /* not an error, or too short for one about TCP */
+    }
+    left -= 8;
+    at = p->kind == PACKET_ICMP ? (ip[0] & 15u) * 4u : 40u;
+    if (ip[0] >> 4 != p->ip_version || at < 20 || left < at + 8 ||
+        ip[p->ip_version == 4 ? 9 : 6] != PACKET_PROTO_TCP ||
+        (p->ip_version == 4 && ((ip[6] & 31) || ip[7]))) {
+        return;
+    }
+    quoted = *p;
+    quoted.kind = PACKET_TCP;
+    quoted.proto = PACKET_PROTO_TCP;
+    if (p->ip_version == 4) {
+        memcpy(quoted.src, p->src, 12); /* the prefix ::ffff: */
+        memcpy(quoted.dst, p->dst, 12);
+        memcpy(quoted.src + 12, ip + 12, 4);
+        memcpy(quoted.dst + 12, ip + 16, 4);
+    } else {
+        memcpy(quoted.src, ip + 8, 16);
+        memcpy(quoted.dst, ip + 24, 16);
+    }
+    quoted.sport = (uint16_t)(ip[at] << 8 | ip[at + 1]);
+    quoted.dport = (uint16_t)(ip[at + 2] << 8 | ip[at + 3]);
+    packet_key(&key, &quoted, true);
+    flow = find(rw, &key);
+    if (!flow) {
+        return;
+    }
+    refresh(rw, flow);
+    if (flow->offset) {
+        uint32_t number = load32(ip + at + 4) - flow->offset;
+
+        seq = frame + p->l4 + 8 + at + 4;
+        sum = (uint16_t)(frame[p->l4 + 2] << 8 | frame[p->l4 + 3]);
+        for (i = 0; i < 4; i += 2) {
+            uint16_t to = (uint16_t)(number >> (i ? 0 : 16));
+
+            sum = packet_checksum_update(sum, (uint16_t)(seq[i] << 8 | seq[i + 1]), to);
+            seq[i] = (uint8_t)(to >> 8);
+            seq[i + 1] = (uint8_t)to;
+        }
+        frame[p->l4 + 2] = (uint8_t)(sum >> 8);
+        frame[p->l4 + 3] = (uint8_t)sum;
+    }
+}
+
 struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t *frame,
                                     struct packet *p, bool partial)
 {
@@ -444,6 +513,9 @@ struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t
     struct flow *flow;
     uint32_t isn;
 
+    if (p->kind == PACKET_ICMP || p->kind == PACKET_ICMPV6) {
+        input_icmp(rw, frame, p);
+    }
     if (p->kind != PACKET_TCP) {
         return result_of(rw, NULL, REWRITE_PASS);
     }

@@ -8,6 +8,7 @@
  * secondary's guest has an ISN of its own.  Once both are known, offset = primary's - secondary's:
  *   from the guest:  seq += offset                         (SYN frames are sent on as they are:
  *   to the guest:    ack -= offset, SACK blocks -= offset    the comparison ignores their ISN)
+ *                    and the number quoted in an ICMP error -= offset
  * The secondary's ISN is read from its own SYN or SYN-ACK.  The primary's comes with
  * REMUS_PACKET_FLOW; until then it is taken from what the peer acknowledges first (that is primary
  * ISN + 1 unless data went with the SYN), and FLOW overrules.  A checkpoint makes the guests equal:

@@ -36,16 +36,16 @@ struct remus_open {                 /* primary -> secondary, first bytes on each
 struct remus_frame {                /* precedes every payload on the link */
     uint32_t type;                  /* REMUS_FRAME_*; values with REMUS_FRAME_OPTIONAL may be skipped */
     uint32_t length;                /* payload bytes, <= REMUS_FRAME_MAX */
-    uint64_t epoch;                 /* the epoch it belongs to, 0 where none */
+    uint64_t epoch;                 /* the epoch it belongs to, below 2^32; 0 where none */
     uint64_t checksum;              /* XXH3-64 of the payload, seed = type ^ (epoch << 32) */
 };
 
 #define REMUS_FRAME_OPTIONAL     0x80000000u
 
 enum remus_frame_type {
-    REMUS_FRAME_HELLO      = 1,     /* both: struct remus_hello */
+    REMUS_FRAME_HELLO      = 1,     /* P->S: struct remus_hello, first frame */
     REMUS_FRAME_HEARTBEAT  = 2,     /* both: struct remus_heartbeat */
-    REMUS_FRAME_CONFIG     = 3,     /* P->S: domain configuration, JSON text (one frame) */
+    REMUS_FRAME_CONFIG     = 3,     /* P->S: "DOMID NAME\n", configuration as JSON (one frame) */
     REMUS_FRAME_STREAM     = 4,     /* P->S: bytes of the public migration stream */
     REMUS_FRAME_STREAM_END = 5,     /* P->S: the stream is complete (u64 total bytes) */
     REMUS_FRAME_READY      = 6,     /* S->P: secondary built, waits for epoch 1 */
@@ -55,7 +55,7 @@ enum remus_frame_type {
     REMUS_FRAME_ACK        = 19,    /* S->P: epoch complete and verified in secondary's memory */
     REMUS_FRAME_APPLIED    = 20,    /* S->P: struct remus_applied; secondary runs on from it */
     REMUS_FRAME_CHECKPOINT = 21,    /* S->P: secondary asks for a checkpoint; reason text */
-    REMUS_FRAME_STOP       = 32,    /* either: orderly end of protection; struct remus_stop */
+    REMUS_FRAME_STOP       = 32,    /* either: orderly end; struct remus_stop, then optional text */
     REMUS_FRAME_STOPPED    = 33,    /* answer to STOP: this side has let go */
     REMUS_FRAME_ERROR      = 34,    /* either: sentence for the user; the session ends */
 };
@@ -122,7 +122,7 @@ struct remus_hvm_param { uint64_t index; uint64_t value; };
 struct remus_epoch_end {
     uint64_t pages;                 /* pages carried by this epoch */
     uint64_t records;               /* complete records */
-    uint64_t checksum;              /* XXH3-64 over the frame checksums of the epoch, in order */
+    uint64_t checksum;              /* chain over the frame checksums of the epoch, see protocol.md */
     uint64_t suspended_us;          /* how long the primary's guest was stopped */
 };
 struct remus_applied {
