@@ -14,7 +14,7 @@
 #include "tests/unit/frames.h"
 #include "tools/remus/compare.h"
 
-#define BATCH 1000u
+#define BATCH      1000u
 #define ROUNDS_MAX 100
 
 static uint64_t released;
@@ -46,8 +46,12 @@ static size_t build(uint8_t *f, uint32_t flow, uint32_t seq, uint32_t ack, size_
     static uint8_t payload[65536];
     size_t header = udp ? 42 : 54;
     struct tcp_spec s = {
-        .seq = seq, .ack = ack, .data = payload, .bytes = bytes > header ? bytes - header : 0,
-        .guest_port = (uint16_t)(1 + flow / 250), .peer_port = (uint16_t)(1000 + flow % 250),
+        .seq = seq,
+        .ack = ack,
+        .data = payload,
+        .bytes = bytes > header ? bytes - header : 0,
+        .guest_port = (uint16_t)(1 + flow / 250),
+        .peer_port = (uint16_t)(1000 + flow % 250),
     };
 
     memset(payload, (int)(seq >> 3), sizeof(payload));
@@ -63,7 +67,7 @@ enum order { PAIRWISE, PRIMARY_AHEAD, SECONDARY_FIRST };
 static void run(const char *name, size_t bytes, uint32_t flows, bool udp, enum order order,
                 unsigned int rounds)
 {
-    const struct cmp_limits limits = { .hash_seed = 1, .bytes_max = 256u << 20 };
+    const struct cmp_limits limits = {.hash_seed = 1, .bytes_max = 256u << 20};
     size_t stride = bytes + 64, length = 0;
     uint32_t batch = bytes > 10000 ? BATCH / 10 : BATCH, i, flow = 0, ahead = 16;
     uint8_t *p_frames = malloc(stride * batch), *s_frames = malloc(stride * batch);
@@ -122,8 +126,8 @@ static void run(const char *name, size_t bytes, uint32_t flows, bool udp, enum o
 
 int main(int argc, char **argv)
 {
-    static const size_t sizes[] = { 64, 1500, 65000 };
-    static const uint32_t flows[] = { 1, 100, 10000 };
+    static const size_t sizes[] = {64, 1500, 65000};
+    static const uint32_t flows[] = {1, 100, 10000};
     unsigned int rounds = argc > 1 ? (unsigned int)atoi(argv[1]) : 50, i, j;
 
     if (rounds < 1 || rounds > ROUNDS_MAX) {

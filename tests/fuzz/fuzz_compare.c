@@ -17,22 +17,22 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define IDS_MAX    4096u
-#define STREAM     8192u  /* bytes of flow A's stream */
+#define STREAM     8192u /* bytes of flow A's stream */
 #define FRAMES_MAX 48u
 #define BYTES_MAX  (40u * 2048u)
 #define FIRST_SEQ  0xfffff000u /* so that the numbers wrap */
 
 struct sent {
     bool is_a;
-    uint8_t content;           /* 1 + content of a datagram */
-    bool flipped;              /* the byte in the middle of an A segment differs */
-    uint32_t at, bytes, ack;   /* of flow A, relative */
+    uint8_t content;         /* 1 + content of a datagram */
+    bool flipped;            /* the byte in the middle of an A segment differs */
+    uint32_t at, bytes, ack; /* of flow A, relative */
     uint64_t epoch;
     bool answered;
 };
 
-struct seen {                  /* by the secondary, in one epoch */
-    uint8_t values[STREAM];    /* bit 0: as it is, bit 1: flipped */
+struct seen {               /* by the secondary, in one epoch */
+    uint8_t values[STREAM]; /* bit 0: as it is, bit 1: flipped */
     uint32_t ack;
     uint32_t contents[8];
 };
@@ -45,13 +45,13 @@ static struct {
     uint64_t primary_ids, secondary_ids;
     struct sent sent[IDS_MAX];
     uint64_t matched_epoch[IDS_MAX];
-    struct seen seen[2];       /* [epoch & 1]: the present one and the next */
+    struct seen seen[2];         /* [epoch & 1]: the present one and the next */
     uint8_t sent_values[STREAM]; /* by the primary in this epoch, as in struct seen */
-    uint32_t floor;            /* bytes of A below it are verified, or older than the comparison:
+    uint32_t floor;              /* bytes of A below it are verified, or older than the comparison:
                                   sent again they leave without being looked at */
-    uint32_t a_end, a_ack;     /* highest the primary has sent */
+    uint32_t a_end, a_ack;       /* highest the primary has sent */
     bool a_known;
-    uint64_t releasing;        /* epoch of cmp_release_epoch in progress, or 0 */
+    uint64_t releasing; /* epoch of cmp_release_epoch in progress, or 0 */
     bool cutting, draining, drain_release;
     uint64_t wanted;
 } z;
@@ -147,8 +147,8 @@ static void on_action(void *arg, const struct cmp_action *a)
 /* Flow A: an offset, a length, an ack, whether a byte differs. */
 static size_t build_a(struct sent *s)
 {
-    static const uint16_t lengths[] = { 0, 1, 10, 100, 536, 1460, 3000, 6000 };
-    struct tcp_spec spec = { .peer_port = 1 };
+    static const uint16_t lengths[] = {0, 1, 10, 100, 536, 1460, 3000, 6000};
+    struct tcp_spec spec = {.peer_port = 1};
     uint8_t choice = take();
     size_t n;
 
@@ -179,9 +179,14 @@ static size_t build_b(void)
 {
     uint8_t choice = take(), numbers = take();
     struct tcp_spec spec = {
-        .peer_port = (uint16_t)(2 + (choice & 3)), .flags = take() | NO_FLAGS,
-        .seq = 100u + (numbers >> 4) * 8u, .ack = 1u + (numbers & 15), .data = stream,
-        .bytes = choice >> 5 << 2, .window = take(), .sack_blocks = choice >> 3 & 3,
+        .peer_port = (uint16_t)(2 + (choice & 3)),
+        .flags = take() | NO_FLAGS,
+        .seq = 100u + (numbers >> 4) * 8u,
+        .ack = 1u + (numbers & 15),
+        .data = stream,
+        .bytes = choice >> 5 << 2,
+        .window = take(),
+        .sack_blocks = choice >> 3 & 3,
         .urgent = numbers,
     };
     uint32_t i;
@@ -204,9 +209,9 @@ static size_t build_datagram(struct sent *s)
     s->content = 1 + (choice & 7);
     if (choice & 0x40) {
         /* Two pieces would need two ids for one content; those are in build_fragment(). */
-        return frame_icmp(frame, &(struct ip_spec){ 0 }, 3, 1, s->content, stream, 30);
+        return frame_icmp(frame, &(struct ip_spec){0}, 3, 1, s->content, stream, 30);
     }
-    return frame_udp(frame, &(struct ip_spec){ .v6 = choice & 0x80, .id = choice }, 7, s->content,
+    return frame_udp(frame, &(struct ip_spec){.v6 = choice & 0x80, .id = choice}, 7, s->content,
                      stream, (choice & 7) * 300u);
 }
 
@@ -215,10 +220,14 @@ static size_t build_fragment(void)
     uint8_t choice = take(), place = take();
     bool v6 = choice & 1;
 
-    return frame_raw(frame, &(struct ip_spec){
-                         .v6 = v6, .id = choice >> 5, .fragment_id = v6 ? 1u + (choice >> 5) : 0,
+    return frame_raw(frame,
+                     &(struct ip_spec){
+                         .v6 = v6,
+                         .id = choice >> 5,
+                         .fragment_id = v6 ? 1u + (choice >> 5) : 0,
                          .fragment = (uint16_t)((place & 0x1f) | (choice & 2 ? 0x2000 : 0)),
-                     }, choice & 4 ? 17 : 1, stream + (place & 0x1f) * 8, (place >> 5) * 8u + 8);
+                     },
+                     choice & 4 ? 17 : 1, stream + (place & 0x1f) * 8, (place >> 5) * 8u + 8);
 }
 
 static size_t build_raw(void)
@@ -373,8 +382,12 @@ static void drain(bool release)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct cmp_limits limits = {
-        .flows_max = 8, .bytes_max = BYTES_MAX, .frames_max = FRAMES_MAX, .deadline_min_us = 1000,
-        .deadline_max_us = 10000, .hash_seed = 3,
+        .flows_max = 8,
+        .bytes_max = BYTES_MAX,
+        .frames_max = FRAMES_MAX,
+        .deadline_min_us = 1000,
+        .deadline_max_us = 10000,
+        .hash_seed = 3,
     };
     struct cmp_stats stats;
     uint32_t i;
@@ -422,7 +435,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             z.releasing = z.present - (op & 0x10 ? 2 : 1);
             cmp_release_epoch(z.c, z.now, z.releasing);
             z.committed = z.releasing > z.committed && z.releasing < z.present ? z.releasing
-                                                                              : z.committed;
+                                                                               : z.committed;
             z.releasing = 0;
             break;
         case 13:

@@ -44,7 +44,7 @@ static void check_offsets(const struct packet *p)
 
 static void rewrite(uint8_t choice, uint8_t *frame, size_t size, struct packet *p)
 {
-    static const uint32_t blocks[PACKET_SACK_MAX][2] = { { 1, 2 }, { 3, 4 }, { 5, 6 }, { 7, 8 } };
+    static const uint32_t blocks[PACKET_SACK_MAX][2] = {{1, 2}, {3, 4}, {5, 6}, {7, 8}};
     bool partial = choice & 0x80, was_right = packet_checksum_ok(frame, p);
     uint8_t l4_length = (uint8_t)(p->payload - p->l4);
     struct packet again;

@@ -10,7 +10,7 @@ from labtest import check, wait
 
 # Emulated hosts that share two cores stall for seconds; what is tested here is not how soon a
 # loss is noticed, except where a test says so.
-TIMEOUT_MS = 6000
+TIMEOUT_MS = 8000
 NO_WORKER = "no worker of xl remus"
 
 

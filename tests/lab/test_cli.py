@@ -27,15 +27,14 @@ def refused(lab, command, *words, status=2, host="a"):
     equal(got, status, "status of '%s' (%s)" % (command, text))
 
 
-def paused_guest(lab, name, *lines, host="a"):
-    """A domain that never runs, from g1's configuration with lines changed or added."""
-    keys = "|".join(re.escape(line.split("=")[0].strip()) for line in lines) or "no such key"
-    own = ['name = "%s"' % name] + [line for line in lines if line]
-    lab.execute("a", "grep -vE '^ *(name|vif|%s) *=' /etc/xen/g1.cfg > /etc/xen/%s.cfg; cat >> "
-                "/etc/xen/%s.cfg" % (keys, name, name), stdin="\n".join(own) + "\n")
-    if host != "a":
-        lab.execute("a", "scp -q /etc/xen/%s.cfg %s:/etc/xen/" % (name, host))
-    lab.execute(host, "xl create -q -p -e /etc/xen/%s.cfg" % name)
+def create(lab, name, *lines, host="a", paused=True, edit=lambda text: text):
+    """A domain with lines of the lab's configuration replaced or added; paused: it never runs."""
+    ip, mac = lab.guest_addresses("g1")
+    text = edit(lab.guest_config(name, ip, mac, 1, 128, "pvh", None, ()))
+    keys = [line.split("=")[0].strip() for line in lines] + ["vif"] * paused
+    kept = [line for line in text.splitlines() if line.split("=")[0].strip() not in keys]
+    lab.execute(host, "cat > /tmp/%s.cfg" % name, stdin="\n".join(kept + list(lines)) + "\n")
+    lab.execute(host, "xl create -q %s -e /tmp/%s.cfg" % ("-p" * paused, name))
 
 
 def events(process, kind):
@@ -125,7 +124,7 @@ def test_help_and_wrong_arguments(lab):
 
 @deadline(500)
 def test_every_refusal_says_what_to_do(lab):
-    lab.guest("a")
+    guest = lab.guest("a")
     remus = "xl remus --colo g1 b"
     domid = lab.execute("a", "xl domid g1").stdout.strip()
     node = "/local/domain/%s" % domid
@@ -146,12 +145,12 @@ def test_every_refusal_says_what_to_do(lab):
     refused(lab, "xl remus --colo -n g1 b", "-F")
 
     # Guests of other kinds: asked before they run, all reasons come at once.
-    paused_guest(lab, "pv1", 'type = "pv"')
+    create(lab, "pv1", 'type = "pv"')
     refused(lab, "xl remus --colo pv1 b", "PV guest", "pvh", "paused")
-    paused_guest(lab, "many", "vcpus = 33", "maxvcpus = 33")
+    create(lab, "many", "vcpus = 33", "maxvcpus = 33")
     refused(lab, "xl remus --colo many b", "33 vCPUs", "32")
     lab.execute("a", "truncate -s 1M /tmp/disk.img")
-    paused_guest(lab, "disk", 'disk = ["format=raw, vdev=xvda, access=rw, target=/tmp/disk.img"]')
+    create(lab, "disk", 'disk = ["format=raw, vdev=xvda, access=rw, target=/tmp/disk.img"]')
     refused(lab, "xl remus --colo disk b", "1 disk", "-d")
     refused(lab, "xl remus --colo -d disk b", "writable", "-F")
     got, text = run(lab, "xl remus --colo -d -F disk b")
@@ -169,13 +168,13 @@ def test_every_refusal_says_what_to_do(lab):
     refused(lab, "xl remus --colo g1 a", "this host itself")
 
     # The other one: its reasons come with its name.
-    paused_guest(lab, "g1", host="b")
+    create(lab, "g1", host="b")
     refused(lab, remus, "b: there is a domain g1 already")
     lab.execute("b", "xl rename g1 g1--incoming")
     refused(lab, remus, "b: a copy named g1--incoming", "xl destroy g1--incoming")
     lab.execute("b", "xl destroy g1--incoming")
     free = int(re.search(r"free_memory *: (\d+)", lab.execute("b", "xl info").stdout).group(1))
-    paused_guest(lab, "big", "memory = %d" % (free - 100), "maxmem = %d" % (free - 100), host="b")
+    create(lab, "big", "memory = %d" % (free - 100), "maxmem = %d" % (free - 100), host="b")
     refused(lab, remus, "b: Xen has", "MiB free")
     lab.execute("b", "xl destroy big")
     lab.execute("b", "m=$(awk '/MemAvailable/ {print int($2/1024)}' /proc/meminfo); "
@@ -203,14 +202,12 @@ def test_every_refusal_says_what_to_do(lab):
 
     # Nothing of all this has changed the guest.
     equal(lab.execute("a", "xl domid g1").stdout.strip(), domid, "domain id of g1")
-    check(lab.guest("a").ask(7000, "hello"), "g1 answers")
+    check(guest.ask(7000, "hello"), "g1 answers")
 
 
 @deadline(200)
 def test_fifo_event_channels_are_refused(lab):
-    lab.guest("a", name="g1")
-    lab.execute("a", "xl destroy g1; sed -i 's/xen.fifo_events=0//' /etc/xen/g1.cfg; "
-                "xl create -q -e /etc/xen/g1.cfg")
+    create(lab, "g1", paused=False, edit=lambda text: text.replace("xen.fifo_events=0", ""))
     domid = lab.execute("a", "xl domid g1").stdout.strip()
     wait(lambda: run(lab, "xenstore-read /local/domain/%s/device/vif/0/state" % domid)[1].strip() ==
          "4", 150, "the guest has booted", interval_s=1)

@@ -20,31 +20,31 @@
 
 struct ip_spec {
     bool v6, from_peer, no_options;
-    uint16_t vlan[2];            /* 0: none */
+    uint16_t vlan[2]; /* 0: none */
     uint16_t id;
     uint8_t ttl, tos, guest_host, peer_host;
-    uint16_t fragment;           /* IPv4 field: offset / 8 and 0x2000 for more; IPv6 the same */
-    uint32_t fragment_id;        /* IPv6; a fragment header is put where fragment or this is set */
-    bool hop_by_hop;             /* IPv6: an empty hop-by-hop header */
-    uint8_t options;             /* IPv4: bytes of NOP options, a multiple of 4 */
+    uint16_t fragment;    /* IPv4 field: offset / 8 and 0x2000 for more; IPv6 the same */
+    uint32_t fragment_id; /* IPv6; a fragment header is put where fragment or this is set */
+    bool hop_by_hop;      /* IPv6: an empty hop-by-hop header */
+    uint8_t options;      /* IPv4: bytes of NOP options, a multiple of 4 */
 };
 
 struct tcp_spec {
     struct ip_spec ip;
     uint16_t guest_port, peer_port;
-    uint32_t seq, ack, flags;    /* ack 0 stands for 5000 where ACK is set */
-    uint16_t window, urgent;     /* window 0 stands for 1000 */
+    uint32_t seq, ack, flags; /* ack 0 stands for 5000 where ACK is set */
+    uint16_t window, urgent;  /* window 0 stands for 1000 */
     bool zero_window;
     const void *data;
     size_t bytes;
-    uint16_t mss;                /* 0: no option */
-    uint8_t wscale_plus_1;       /* 0: no option */
+    uint16_t mss;          /* 0: no option */
+    uint8_t wscale_plus_1; /* 0: no option */
     bool sack_ok, timestamp, partial, pad;
     uint32_t tsval, tsecr;
     uint32_t sack[4][2];
     unsigned int sack_blocks;
-    bool odd;                    /* one NOP first, so that options stand at odd offsets */
-    unsigned int data_offset;    /* written as such where set, in words */
+    bool odd;                 /* one NOP first, so that options stand at odd offsets */
+    unsigned int data_offset; /* written as such where set, in words */
 };
 
 static inline void frame_put16(uint8_t *at, uint32_t v)
@@ -125,8 +125,7 @@ static inline size_t frame_ip(uint8_t *f, const struct ip_spec *s, uint8_t proto
     f[at + 15] = src;
     f[at + 19] = dst;
     memset(f + at + 20, 1, s->options);
-    frame_put16(f + at + 10,
-                (uint16_t)~packet_fold(packet_sum(f + at, 20u + s->options, 0)));
+    frame_put16(f + at + 10, (uint16_t)~packet_fold(packet_sum(f + at, 20u + s->options, 0)));
     return at + 20 + s->options;
 }
 

@@ -20,11 +20,11 @@
 #include "tools/remus/compare.h"
 #include "tools/remus/ctl.h"
 
-#define SYN PACKET_TCP_SYN
-#define ACK PACKET_TCP_ACK
-#define FIN PACKET_TCP_FIN
-#define RST PACKET_TCP_RST
-#define URG PACKET_TCP_URG
+#define SYN          PACKET_TCP_SYN
+#define ACK          PACKET_TCP_ACK
+#define FIN          PACKET_TCP_FIN
+#define RST          PACKET_TCP_RST
+#define URG          PACKET_TCP_URG
 
 #define IDS_MAX      40000
 #define DEADLINE_MAX 100000
@@ -35,15 +35,15 @@ enum answer { NONE, RELEASED, WINDOW, SACK, DROPPED };
 struct world {
     struct cmp *c;
     uint64_t now, epoch, primary_ids, secondary_ids;
-    uint8_t answer[IDS_MAX];     /* enum answer, by primary id */
+    uint8_t answer[IDS_MAX]; /* enum answer, by primary id */
     uint32_t value[IDS_MAX];
     uint8_t matched[IDS_MAX];
-    struct cmp_action last;      /* the last release */
+    struct cmp_action last; /* the last release */
     unsigned int checkpoints, flows;
     uint32_t why;
     char text[200];
     struct remus_flow flow;
-    unsigned int order;          /* actions so far */
+    unsigned int order; /* actions so far */
     unsigned int released_at[IDS_MAX], matched_at[IDS_MAX];
 };
 
@@ -104,7 +104,9 @@ static void begin(const struct cmp_limits *limits)
 static int setup(void **state)
 {
     const struct cmp_limits limits = {
-        .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX, .hash_seed = 42,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
+        .hash_seed = 42,
     };
     size_t i;
 
@@ -178,18 +180,18 @@ static void input(size_t length)
     free(copy);
 }
 
-#define TCP(...) frame_tcp(frame, &(struct tcp_spec){ __VA_ARGS__ })
-#define IP(...) (&(struct ip_spec){ __VA_ARGS__ })
+#define TCP(...) frame_tcp(frame, &(struct tcp_spec){__VA_ARGS__})
+#define IP(...)  (&(struct ip_spec){__VA_ARGS__})
 /* Bytes from..from + count of the stream, whose byte 0 has sequence number 1000. */
 #define DATA(from, count, ...) \
     TCP(.seq = 1000 + (from), .data = bytes + (from), .bytes = (count), ##__VA_ARGS__)
-#define SYN_OPTIONS .mss = 1460, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true
+#define SYN_OPTIONS     .mss = 1460, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true
 
-#define released(id) assert_int_equal(w->answer[id], RELEASED)
-#define held(id)     assert_int_equal(w->answer[id], NONE)
-#define dropped(id)  assert_int_equal(w->answer[id], DROPPED)
-#define matched(id)  assert_int_equal(w->matched[id], 1)
-#define unmatched(id) assert_int_equal(w->matched[id], 0)
+#define released(id)    assert_int_equal(w->answer[id], RELEASED)
+#define held(id)        assert_int_equal(w->answer[id], NONE)
+#define dropped(id)     assert_int_equal(w->answer[id], DROPPED)
+#define matched(id)     assert_int_equal(w->matched[id], 1)
+#define unmatched(id)   assert_int_equal(w->matched[id], 0)
 #define no_checkpoint() assert_int_equal(w->checkpoints, 0)
 
 static void checkpoint(uint32_t why)
@@ -531,13 +533,13 @@ static void s12_sack_blocks_are_intersected_with_the_secondarys(void **state)
 
     (void)state;
     known_flow();
-    secondary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 2, .sack = { { 6000, 7000 },
-                                                                     { 8000, 9000 } }));
-    p = primary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 2, .sack = { { 6000, 7000 },
-                                                                       { 8000, 9000 } }));
+    secondary(
+        TCP(.seq = 1000, .ack = 5000, .sack_blocks = 2, .sack = {{6000, 7000}, {8000, 9000}}));
+    p = primary(
+        TCP(.seq = 1000, .ack = 5000, .sack_blocks = 2, .sack = {{6000, 7000}, {8000, 9000}}));
     released(p);
     p = primary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 3,
-                    .sack = { { 8500, 9500 }, { 6000, 7000 }, { 10000, 11000 } }));
+                    .sack = {{8500, 9500}, {6000, 7000}, {10000, 11000}}));
     assert_int_equal(w->answer[p], SACK);
     assert_int_equal(w->last.sack_blocks, 2);
     assert_int_equal(w->last.sack[0][0], 8500);
@@ -546,13 +548,12 @@ static void s12_sack_blocks_are_intersected_with_the_secondarys(void **state)
     assert_int_equal(w->last.sack[1][1], 7000);
     assert_int_equal(w->value[p], 1000);
     /* A GSO frame cannot be edited. */
-    p = primary_gso(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = { { 8500, 9500 } }),
-                    true);
+    p = primary_gso(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = {{8500, 9500}}), true);
     held(p);
-    secondary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = { { 8000, 9500 } }));
+    secondary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = {{8000, 9500}}));
     released(p);
     /* A duplicate of what is acknowledged promises nothing new. */
-    p = primary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = { { 4000, 4500 } }));
+    p = primary(TCP(.seq = 1000, .ack = 5000, .sack_blocks = 1, .sack = {{4000, 4500}}));
     released(p);
     no_checkpoint();
 }
@@ -604,7 +605,7 @@ static void s13_windows_are_compared_by_their_right_edge_where_the_scale_is_know
     uint64_t p;
 
     (void)state;
-    handshake(7777); /* scale 7 */
+    handshake(7777);                                               /* scale 7 */
     secondary(TCP(.seq = 1000, .ack = 5000 + 1280, .window = 90)); /* 10 units further on */
     p = primary(TCP(.seq = 1000, .ack = 5000, .window = 100));
     released(p);
@@ -674,11 +675,11 @@ static void s13_a_right_edge_that_has_left_may_leave_again(void **state)
 static void s14_syn_options_that_differ_are_uncomparable(void **state)
 {
     static const struct tcp_spec other[] = {
-        { .mss = 1400, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true },
-        { .mss = 1460, .wscale_plus_1 = 7, .sack_ok = true, .timestamp = true },
-        { .mss = 1460, .wscale_plus_1 = 0, .sack_ok = true, .timestamp = true },
-        { .mss = 1460, .wscale_plus_1 = 8, .sack_ok = false, .timestamp = true },
-        { .mss = 1460, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = false },
+        {.mss = 1400, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true},
+        {.mss = 1460, .wscale_plus_1 = 7, .sack_ok = true, .timestamp = true},
+        {.mss = 1460, .wscale_plus_1 = 0, .sack_ok = true, .timestamp = true},
+        {.mss = 1460, .wscale_plus_1 = 8, .sack_ok = false, .timestamp = true},
+        {.mss = 1460, .wscale_plus_1 = 8, .sack_ok = true, .timestamp = false},
     };
     size_t i;
 
@@ -1108,7 +1109,7 @@ static void s27_udp_without_an_equal_is_held_to_the_deadline(void **state)
 
     (void)state;
     secondary(frame_udp(frame, IP(0), 53, 998, "one", 3)); /* another flow */
-    secondary(frame_udp(frame, IP(.vlan = { 1 }), 53, 999, "one", 3));
+    secondary(frame_udp(frame, IP(.vlan = {1}), 53, 999, "one", 3));
     secondary(frame_udp(frame, IP(.v6 = true), 53, 999, "one", 3));
     held(p);
     unmatched(s);
@@ -1119,8 +1120,9 @@ static void s27_udp_without_an_equal_is_held_to_the_deadline(void **state)
 static size_t fragment(bool v6, const uint8_t *udp, uint32_t id, uint32_t from, uint32_t to,
                        uint32_t total)
 {
-    return frame_raw(frame, IP(.v6 = v6, .id = (uint16_t)id, .fragment_id = v6 ? id : 0,
-                               .fragment = (uint16_t)(from / 8 | (to < total ? 0x2000 : 0))),
+    return frame_raw(frame,
+                     IP(.v6 = v6, .id = (uint16_t)id, .fragment_id = v6 ? id : 0,
+                        .fragment = (uint16_t)(from / 8 | (to < total ? 0x2000 : 0))),
                      17, udp + from, to - from);
 }
 
@@ -1287,7 +1289,7 @@ static void s29_an_equal_echo_reply_is_released_and_another_payload_diverges(voi
 
 static void s30_the_same_icmpv6_neighbour_and_listener_messages_are_released(void **state)
 {
-    static const uint8_t types[] = { 135, 136, 143 };
+    static const uint8_t types[] = {135, 136, 143};
     size_t i;
 
     (void)state;
@@ -1342,22 +1344,22 @@ static void s31_the_ethernet_header_of_an_arp_is_not_compared(void **state)
 
 static void s32_tagged_tcp_is_compared_and_the_tag_is_part_of_the_key(void **state)
 {
-    uint64_t p1 = primary(DATA(0, 100, .ip.vlan = { 5 })), p2, p3;
+    uint64_t p1 = primary(DATA(0, 100, .ip.vlan = {5})), p2, p3;
 
     (void)state;
-    p2 = primary(DATA(0, 100, .ip.vlan = { 5, 6 }));
-    p3 = primary(DATA(0, 100, .ip = { .v6 = true, .vlan = { 5 } }));
+    p2 = primary(DATA(0, 100, .ip.vlan = {5, 6}));
+    p3 = primary(DATA(0, 100, .ip = {.v6 = true, .vlan = {5}}));
     secondary(DATA(0, 100));
-    secondary(DATA(0, 100, .ip.vlan = { 6 }));
+    secondary(DATA(0, 100, .ip.vlan = {6}));
     held(p1);
-    secondary(DATA(0, 60, .ip.vlan = { 5 }));
-    secondary(DATA(60, 40, .ip.vlan = { 5 }));
+    secondary(DATA(0, 60, .ip.vlan = {5}));
+    secondary(DATA(60, 40, .ip.vlan = {5}));
     released(p1);
     held(p2);
-    secondary(DATA(0, 100, .ip.vlan = { 5, 6 }));
+    secondary(DATA(0, 100, .ip.vlan = {5, 6}));
     released(p2);
     held(p3);
-    secondary(DATA(0, 100, .ip = { .v6 = true, .vlan = { 5 } }));
+    secondary(DATA(0, 100, .ip = {.v6 = true, .vlan = {5}}));
     released(p3);
     no_checkpoint();
 }
@@ -1380,7 +1382,7 @@ static void s33_the_padding_of_a_short_ack_is_no_payload(void **state)
 
 static void s34_gre_and_esp_that_differ_in_ip_id_only_are_released(void **state)
 {
-    static const uint8_t protos[] = { 47, 50 };
+    static const uint8_t protos[] = {47, 50};
     size_t i;
 
     (void)state;
@@ -1427,8 +1429,8 @@ static void s36_data_in_the_syn_is_compared(void **state)
     held(p);
     secondary(DATA(60, 40));
     released(p);
-    p = primary(TCP(.seq = 999, .flags = SYN, SYN_OPTIONS, .data = "a", .bytes = 1,
-                    .peer_port = 6));
+    p = primary(
+        TCP(.seq = 999, .flags = SYN, SYN_OPTIONS, .data = "a", .bytes = 1, .peer_port = 6));
     secondary(TCP(.seq = 70, .flags = SYN, SYN_OPTIONS, .data = "b", .bytes = 1, .peer_port = 6));
     held(p);
     checkpoint(CTL_WHY_DIVERGED);
@@ -1444,8 +1446,8 @@ static void s36_data_in_an_early_syn_of_the_secondary_is_compared(void **state)
     released(p);
     matched(s);
     secondary(TCP(.seq = 70, .flags = SYN, SYN_OPTIONS, .data = "b", .bytes = 1, .peer_port = 6));
-    p = primary(TCP(.seq = 999, .flags = SYN, SYN_OPTIONS, .data = "a", .bytes = 1,
-                    .peer_port = 6));
+    p = primary(
+        TCP(.seq = 999, .flags = SYN, SYN_OPTIONS, .data = "a", .bytes = 1, .peer_port = 6));
     held(p);
     checkpoint(CTL_WHY_DIVERGED);
 }
@@ -1573,7 +1575,9 @@ static void s40_a_fenced_primary_drops_everything(void **state)
 static void s41_three_quarters_of_the_frames_are_a_checkpoint_and_none_is_let_go(void **state)
 {
     const struct cmp_limits limits = {
-        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .frames_max = 16,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t p[20], i;
 
@@ -1611,7 +1615,9 @@ static void s41_three_quarters_of_the_frames_are_a_checkpoint_and_none_is_let_go
 static void s41_frames_that_wait_for_an_acknowledgement_ask_for_no_further_checkpoint(void **state)
 {
     const struct cmp_limits limits = {
-        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .frames_max = 16,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t i;
 
@@ -1896,7 +1902,9 @@ static void a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkp
 static void without_room_for_copies_frames_are_held_by_id(void **state)
 {
     const struct cmp_limits limits = {
-        .bytes_max = 16 * 2048, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .bytes_max = 16 * 2048,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     struct cmp_stats stats;
     uint64_t p[20], i, udp;
@@ -1928,7 +1936,9 @@ static void without_room_for_copies_frames_are_held_by_id(void **state)
 static void the_secondarys_surplus_makes_room_before_anything_else(void **state)
 {
     const struct cmp_limits limits = {
-        .bytes_max = 16 * 2048, .frames_max = 16, .deadline_min_us = DEADLINE_MIN,
+        .bytes_max = 16 * 2048,
+        .frames_max = 16,
+        .deadline_min_us = DEADLINE_MIN,
         .deadline_max_us = DEADLINE_MAX,
     };
     struct cmp_stats stats;
@@ -1950,7 +1960,9 @@ static void the_secondarys_surplus_makes_room_before_anything_else(void **state)
 static void a_full_table_of_surplus_makes_room_for_tcp(void **state)
 {
     const struct cmp_limits limits = {
-        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .frames_max = 16,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t p;
     int i;
@@ -1969,7 +1981,9 @@ static void a_full_table_of_surplus_makes_room_for_tcp(void **state)
 static void a_secondary_that_runs_far_ahead_is_a_checkpoint(void **state)
 {
     const struct cmp_limits limits = {
-        .frames_max = 16, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .frames_max = 16,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t p;
     uint32_t i;
@@ -1989,7 +2003,9 @@ static void a_secondary_that_runs_far_ahead_is_a_checkpoint(void **state)
 static void idle_flows_make_room_and_busy_ones_are_a_checkpoint(void **state)
 {
     const struct cmp_limits limits = {
-        .flows_max = 8, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .flows_max = 8,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     struct cmp_stats stats;
     uint64_t p;
@@ -2023,7 +2039,9 @@ static void idle_flows_make_room_and_busy_ones_are_a_checkpoint(void **state)
 static void a_forgotten_flow_is_taken_up_again(void **state)
 {
     const struct cmp_limits limits = {
-        .flows_max = 2, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .flows_max = 2,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t p;
     uint16_t i;
@@ -2045,7 +2063,9 @@ static void a_forgotten_flow_is_taken_up_again(void **state)
 static void a_diverged_flow_is_not_forgotten_within_its_epoch(void **state)
 {
     const struct cmp_limits limits = {
-        .flows_max = 2, .deadline_min_us = DEADLINE_MIN, .deadline_max_us = DEADLINE_MAX,
+        .flows_max = 2,
+        .deadline_min_us = DEADLINE_MIN,
+        .deadline_max_us = DEADLINE_MAX,
     };
     uint64_t p;
     uint16_t i;
@@ -2092,10 +2112,10 @@ static void a_syn_sent_again_with_other_options_waits_for_the_secondarys(void **
 static void bad_limits_are_refused(void **state)
 {
     const struct cmp_limits bad[] = {
-        { .deadline_min_us = 10, .deadline_max_us = 5 },
-        { .bytes_max = 100 },
-        { .frames_max = UINT32_MAX },
-        { .flows_max = UINT32_MAX },
+        {.deadline_min_us = 10, .deadline_max_us = 5},
+        {.bytes_max = 100},
+        {.frames_max = UINT32_MAX},
+        {.flows_max = UINT32_MAX},
     };
     struct cmp *c;
     size_t i;

@@ -12,9 +12,9 @@
 
 #include "tests/unit/frames.h"
 
-#define TCP(...) frame_tcp(frame, &(struct tcp_spec){ __VA_ARGS__ })
-#define SYN PACKET_TCP_SYN
-#define ACK PACKET_TCP_ACK
+#define TCP(...) frame_tcp(frame, &(struct tcp_spec){__VA_ARGS__})
+#define SYN      PACKET_TCP_SYN
+#define ACK      PACKET_TCP_ACK
 
 static uint8_t frame[FRAME_MAX + 16];
 static struct packet p;
@@ -47,10 +47,10 @@ static void sequence_numbers_compare_across_the_wrap(void **state)
 static void a_tcp_segment_is_read_whole(void **state)
 {
     (void)state;
-    assert_int_equal(0, parse(TCP(.seq = 0x01020304, .ack = 0x05060708, .window = 77, .mss = 1460,
-                                  .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true,
-                                  .tsval = 11, .tsecr = 22, .flags = SYN | ACK, .data = "hello",
-                                  .bytes = 5)));
+    assert_int_equal(0,
+                     parse(TCP(.seq = 0x01020304, .ack = 0x05060708, .window = 77, .mss = 1460,
+                               .wscale_plus_1 = 8, .sack_ok = true, .timestamp = true, .tsval = 11,
+                               .tsecr = 22, .flags = SYN | ACK, .data = "hello", .bytes = 5)));
     assert_int_equal(p.kind, PACKET_TCP);
     assert_int_equal(p.tcp.seq, 0x01020304);
     assert_int_equal(p.tcp.ack, 0x05060708);
@@ -72,7 +72,7 @@ static void a_tcp_segment_is_read_whole(void **state)
 static void sack_blocks_are_read(void **state)
 {
     (void)state;
-    assert_int_equal(0, parse(TCP(.sack_blocks = 3, .sack = { { 1, 2 }, { 5, 9 }, { 20, 30 } })));
+    assert_int_equal(0, parse(TCP(.sack_blocks = 3, .sack = {{1, 2}, {5, 9}, {20, 30}})));
     assert_int_equal(p.tcp.sack_blocks, 3);
     assert_int_equal(p.tcp.sack[1].left, 5);
     assert_int_equal(p.tcp.sack[2].right, 30);
@@ -90,11 +90,11 @@ static void ethernet_padding_is_no_payload(void **state)
 static void vlan_and_qinq_tags_are_read(void **state)
 {
     (void)state;
-    assert_int_equal(0, parse(TCP(.ip.vlan = { 0x6005 })));
+    assert_int_equal(0, parse(TCP(.ip.vlan = {0x6005})));
     assert_int_equal(p.vlans, 1);
     assert_int_equal(p.vlan[0], 5); /* the priority bits are no part of it */
     assert_int_equal(p.vlan[1], PACKET_NO_VLAN);
-    assert_int_equal(0, parse(TCP(.ip.vlan = { 7, 8 })));
+    assert_int_equal(0, parse(TCP(.ip.vlan = {7, 8})));
     assert_int_equal(p.vlans, 2);
     assert_int_equal(p.vlan[0], 7);
     assert_int_equal(p.vlan[1], 8);
@@ -103,7 +103,7 @@ static void vlan_and_qinq_tags_are_read(void **state)
 
 static void three_tags_make_an_other_frame(void **state)
 {
-    size_t n = TCP(.ip.vlan = { 7, 8 });
+    size_t n = TCP(.ip.vlan = {7, 8});
 
     (void)state;
     memmove(frame + 16, frame + 12, n - 12);
@@ -115,8 +115,8 @@ static void three_tags_make_an_other_frame(void **state)
 static void ipv6_extension_headers_are_walked(void **state)
 {
     (void)state;
-    assert_int_equal(0, parse(TCP(.ip = { .v6 = true, .hop_by_hop = true }, .data = "x",
-                                  .bytes = 1)));
+    assert_int_equal(0,
+                     parse(TCP(.ip = {.v6 = true, .hop_by_hop = true}, .data = "x", .bytes = 1)));
     assert_int_equal(p.kind, PACKET_TCP);
     assert_int_equal(p.l4, 14 + 40 + 8);
     assert_int_equal(packet_payload_bytes(&p), 1);
@@ -126,7 +126,7 @@ static void ipv6_extension_headers_are_walked(void **state)
 static void an_ipv6_atomic_fragment_is_a_whole_packet(void **state)
 {
     (void)state;
-    assert_int_equal(0, parse(TCP(.ip = { .v6 = true, .fragment_id = 9 })));
+    assert_int_equal(0, parse(TCP(.ip = {.v6 = true, .fragment_id = 9})));
     assert_int_equal(p.kind, PACKET_TCP);
 }
 
@@ -141,7 +141,7 @@ static void too_many_extension_headers_are_bad(void **state)
     for (i = 0; i < 10; i++) {
         chain[8 * i] = 60;
     }
-    n = frame_raw(frame, &(struct ip_spec){ .v6 = true }, 60, chain, sizeof(chain));
+    n = frame_raw(frame, &(struct ip_spec){.v6 = true}, 60, chain, sizeof(chain));
     assert_int_equal(-EINVAL, parse(n));
     assert_int_equal(p.kind, PACKET_BAD);
 }
@@ -149,14 +149,13 @@ static void too_many_extension_headers_are_bad(void **state)
 static void fragments_are_recognised_in_both_ip_versions(void **state)
 {
     (void)state;
-    parse(frame_raw(frame, &(struct ip_spec){ .id = 77, .fragment = 0x2000 | 3 }, 17, "12345678",
-                    8));
+    parse(frame_raw(frame, &(struct ip_spec){.id = 77, .fragment = 0x2000 | 3}, 17, "12345678", 8));
     assert_int_equal(p.kind, PACKET_FRAGMENT);
     assert_int_equal(p.fragment_id, 77);
     assert_int_equal(p.fragment_offset, 24);
     assert_true(p.fragment_more);
-    parse(frame_raw(frame, &(struct ip_spec){ .v6 = true, .fragment_id = 0x12345, .fragment = 5 },
-                    17, "1234", 4));
+    parse(frame_raw(frame, &(struct ip_spec){.v6 = true, .fragment_id = 0x12345, .fragment = 5}, 17,
+                    "1234", 4));
     assert_int_equal(p.kind, PACKET_FRAGMENT);
     assert_int_equal(p.fragment_id, 0x12345);
     assert_int_equal(p.fragment_offset, 40);
@@ -175,13 +174,13 @@ static void ipv4_options_are_skipped(void **state)
 static void icmp_belongs_to_its_own_ip_version(void **state)
 {
     (void)state;
-    parse(frame_icmp(frame, &(struct ip_spec){ 0 }, 8, 0, 1, "x", 1));
+    parse(frame_icmp(frame, &(struct ip_spec){0}, 8, 0, 1, "x", 1));
     assert_int_equal(p.kind, PACKET_ICMP);
-    parse(frame_icmp(frame, &(struct ip_spec){ .v6 = true }, 128, 0, 1, "x", 1));
+    parse(frame_icmp(frame, &(struct ip_spec){.v6 = true}, 128, 0, 1, "x", 1));
     assert_int_equal(p.kind, PACKET_ICMPV6);
-    parse(frame_raw(frame, &(struct ip_spec){ .v6 = true }, 1, "12345678", 8));
+    parse(frame_raw(frame, &(struct ip_spec){.v6 = true}, 1, "12345678", 8));
     assert_int_equal(p.kind, PACKET_IP);
-    parse(frame_raw(frame, &(struct ip_spec){ 0 }, 47, "12345678", 8));
+    parse(frame_raw(frame, &(struct ip_spec){0}, 47, "12345678", 8));
     assert_int_equal(p.kind, PACKET_IP);
 }
 
@@ -201,7 +200,7 @@ static void every_truncation_is_bad_and_read_within_bounds(void **state)
     size_t n, i;
 
     (void)state;
-    n = TCP(.ip = { .v6 = true, .hop_by_hop = true, .vlan = { 3 } }, .timestamp = true,
+    n = TCP(.ip = {.v6 = true, .hop_by_hop = true, .vlan = {3}}, .timestamp = true,
             .sack_blocks = 2, .data = "0123456789", .bytes = 10);
     for (i = 0; i < n; i++) {
         assert_int_not_equal(0, parse(i));
@@ -238,7 +237,7 @@ static void a_malformed_option_ends_the_options_only(void **state)
 
 static void udp_with_a_wrong_length_is_bad(void **state)
 {
-    size_t n = frame_udp(frame, &(struct ip_spec){ 0 }, 53, 1000, "abc", 3);
+    size_t n = frame_udp(frame, &(struct ip_spec){0}, 53, 1000, "abc", 3);
 
     (void)state;
     assert_int_equal(0, parse(n));
@@ -253,12 +252,12 @@ static void the_key_is_the_same_from_both_directions(void **state)
     struct packet_key out, in;
 
     (void)state;
-    parse(TCP(.ip.vlan = { 5 }));
+    parse(TCP(.ip.vlan = {5}));
     packet_key(&out, &p, true);
-    parse(TCP(.ip = { .vlan = { 5 }, .from_peer = true }));
+    parse(TCP(.ip = {.vlan = {5}, .from_peer = true}));
     packet_key(&in, &p, false);
     assert_memory_equal(&out, &in, sizeof(in));
-    parse(TCP(.ip.vlan = { 6 }));
+    parse(TCP(.ip.vlan = {6}));
     packet_key(&in, &p, true);
     assert_memory_not_equal(&out, &in, sizeof(in));
 }
@@ -269,7 +268,7 @@ static void a_key_survives_the_channel(void **state)
     struct remus_flow flow;
 
     (void)state;
-    parse(TCP(.ip = { .vlan = { 5, 6 } }));
+    parse(TCP(.ip = {.vlan = {5, 6}}));
     packet_key(&key, &p, true);
     packet_key_to_flow(&flow, &key);
     assert_int_equal(ntohs(flow.guest_port), 80);
@@ -289,7 +288,7 @@ static void keys_are_described_for_people(void **state)
     struct packet_key key;
 
     (void)state;
-    parse(TCP(.ip = { .vlan = { 5, 6 } }));
+    parse(TCP(.ip = {.vlan = {5, 6}}));
     packet_key(&key, &p, true);
     packet_key_describe(&key, text, sizeof(text));
     assert_string_equal(text, "tcp 10.0.0.2:80 - 10.0.0.9:40000 vlan 5.6");
@@ -339,7 +338,7 @@ static void shifting_keeps_the_checksum_right_at_even_and_odd_offsets(void **sta
     (void)state;
     for (odd = 0; odd < 2; odd++) {
         size_t n = TCP(.odd = odd, .seq = 0xfffffffe, .ack = 77, .timestamp = true, .tsval = 5,
-                       .tsecr = 6, .sack_blocks = 2, .sack = { { 100, 200 }, { 300, 0xffffffff } },
+                       .tsecr = 6, .sack_blocks = 2, .sack = {{100, 200}, {300, 0xffffffff}},
                        .data = "abc", .bytes = 3);
 
         assert_int_equal(0, packet_parse(&p, frame, n));
@@ -388,8 +387,8 @@ static void an_ack_field_without_the_flag_is_left_alone(void **state)
 
 static void sack_blocks_are_replaced_by_fewer_and_by_none(void **state)
 {
-    const uint32_t one[1][2] = { { 7, 9 } };
-    size_t n = TCP(.sack_blocks = 3, .sack = { { 1, 2 }, { 5, 9 }, { 20, 30 } }, .odd = true,
+    const uint32_t one[1][2] = {{7, 9}};
+    size_t n = TCP(.sack_blocks = 3, .sack = {{1, 2}, {5, 9}, {20, 30}}, .odd = true,
                    .timestamp = true);
 
     (void)state;

@@ -20,6 +20,7 @@
 #define PATH_BYTES 256
 #define FRONTENDS_BYTES_MAX 65536u
 #define STATE_CONNECTED "4"
+#define LATE_SUSPEND_MS 10000u
 
 static char *read_node(struct xs_handle *xs, const char *path)
 {
@@ -328,7 +329,9 @@ int remus_guest_suspend_withdraw(struct xs_handle *xs, uint32_t domid)
             return rc;
         }
         if (xs_transaction_end(xs, t, !pending))
-            return 0;
+            return pending ? 0 : -EALREADY;
+        if (!pending)
+            return -EALREADY;   /* an aborted transaction says EAGAIN or nothing */
         if (errno != EAGAIN)
             return -errno;
     }
@@ -361,6 +364,26 @@ static uint64_t now_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+/* A guest that took a request nobody wants any more: it suspends once, and is resumed. */
+static void resume_when_suspended(xc_interface *xch, struct xs_handle *xs, uint32_t domid)
+{
+    struct xc_sr_handles h = { .xch = xch, .domid = domid };
+    uint64_t deadline = now_ms() + LATE_SUSPEND_MS;
+    uint32_t reason;
+
+    while (now_ms() < deadline) {
+        enum remus_guest_run run = remus_guest_state(xch, domid, &reason);
+
+        if (run == REMUS_GUEST_ENDED)
+            return;
+        if (run == REMUS_GUEST_SUSPENDED && !xc_sr_resume(&h)) {
+            remus_guest_resumed(xs, domid);
+            return;
+        }
+        usleep(2000);
+    }
+}
+
 int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int timeout_ms,
                              const volatile int *cancelled)
 {
@@ -387,8 +410,9 @@ int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int tim
         else if (poll(&p, 1, 200) > 0)
             free(xs_check_watch(xs));
     }
-    if (rc == -ECANCELED || rc == -ETIMEDOUT)
-        remus_guest_suspend_withdraw(xs, domid);
+    if ((rc == -ECANCELED || rc == -ETIMEDOUT) &&
+        remus_guest_suspend_withdraw(xs, domid) == -EALREADY)
+        resume_when_suspended(xch, xs, domid);
     xs_close(xs);
     return rc;
 }

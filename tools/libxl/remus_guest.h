@@ -37,7 +37,8 @@ int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, char **text
 int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char *text,
                                 uint32_t bytes);
 
-/* "suspend" into control/shutdown; withdraw takes it back unless the guest has begun. */
+/* "suspend" into control/shutdown; withdraw takes it back: -EALREADY if the guest has taken it, and
+ * suspends after all. */
 int remus_guest_suspend_ask(struct xs_handle *xs, uint32_t domid);
 int remus_guest_suspend_withdraw(struct xs_handle *xs, uint32_t domid);
 

@@ -26,8 +26,9 @@
 #define COPY_CHUNK          (256u << 10)
 #define DRAIN_SPINS         40u
 #define QUEUE_BASE          1000u   /* NFQUEUE numbers: QUEUE_BASE + 2 * (domid * vifs + index) */
-#define EPOCH_AHEAD         (4u << 20)
+#define EPOCH_AHEAD         (1u << 20)  /* what a heartbeat may have to wait behind */
 #define CONTROL_MS          5000
+#define SETTLE_US           10000000u
 #define DEADLINE_MAX_MS     1000u   /* a copy that lags less than this costs latency, not checkpoints */
 
 struct primary {
@@ -561,7 +562,8 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
                            "suspend: %s", strerror(-rc));
         break;
     case RA_SUSPEND_CANCEL:
-        remus_guest_suspend_withdraw(r->xs, r->h.domid);
+        if (!remus_guest_suspend_withdraw(r->xs, r->h.domid))
+            p->suspend_asked = false;
         look_at_guest(p);
         break;
     case RA_STOP_INPUT:
@@ -809,6 +811,34 @@ static void send_hello(struct remus_run *r)
     remus_run_send(r, REMUS_FRAME_HELLO, 0, &hello, sizeof(hello));
 }
 
+/*
+ * A request to suspend that the guest had taken when the session ended still suspends it, once, a
+ * little later: nobody else would resume it.
+ */
+static void settle_guest(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    uint64_t deadline = remus_run_now_us() + SETTLE_US;
+    uint32_t reason;
+
+    while (p->suspend_asked && remus_run_now_us() < deadline) {
+        switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
+        case REMUS_GUEST_SUSPENDED:
+            if (!xc_sr_resume(&r->h)) {
+                remus_guest_resumed(r->xs, r->h.domid);
+                p->suspend_asked = false;
+            }
+            break;
+        case REMUS_GUEST_ENDED:
+            p->suspend_asked = false;
+            break;
+        case REMUS_GUEST_RUNS:
+            break;
+        }
+        usleep(2000);
+    }
+}
+
 int remus_primary_run(const struct remus_session_params *params,
                       struct remus_session_result *result)
 {
@@ -850,6 +880,8 @@ int remus_primary_run(const struct remus_session_params *params,
     rc = remus_run_loop(r);
 out:
     copy_close(p);
+    if (r->h.xch && r->xs && result->end != REMUS_END_FENCED)
+        settle_guest(p);
     rules_remove(p);
     if (p->sr)
         xc_sr_primary_close(p->sr, true);

@@ -78,6 +78,7 @@
 #define OUT_FRAMES       8192u
 #define OUT_HELD_MAX     1024u       /* output of flows whose primary ISN is not known */
 #define TX_BATCH         64u         /* frames of one grant copy call */
+#define TX_ROUND         8u          /* such batches, then it is the others' turn */
 #define RX_BATCH         192u        /* pieces of one grant copy call */
 #define TAP_BATCH        64u         /* frames read from a tap in one round */
 #define CHANNEL_BATCH    256u
@@ -138,6 +139,7 @@ struct shadowd {
     bool ctl_open;
     int epoll;
     bool quit;
+    bool busy;                       /* there is more to do: do not sleep */
     uint64_t tick_us;
     uint64_t failover_us;
     uint32_t announced;
@@ -589,10 +591,15 @@ static void say_if_broken(struct vif *v)
 static void pump_output(struct vif *v)
 {
     struct shadowd *s = v->s;
+    uint32_t i;
 
-    while (s->state == STATE_RUNNING && netring_tx_more(&v->tx)) {
+    for (i = 0; s->state == STATE_RUNNING && netring_tx_more(&v->tx); i++) {
         if (!s->failed_over && s->channel && channel_congested(s->channel)) {
             break;                   /* the guest waits; the loop comes back when it has drained */
+        }
+        if (i == TX_ROUND) {
+            s->busy = true;
+            break;
         }
         output_batch(v);
     }
@@ -1504,7 +1511,7 @@ static int wait_ms(const struct shadowd *s)
 {
     uint64_t until_us = s->tick_us, at_us;
 
-    if (s->channel && !s->channel_paused && channel_pending(s->channel)) {
+    if (s->busy || (s->channel && !s->channel_paused && channel_pending(s->channel))) {
         return 0;
     }
     if (s->failed_over && s->announced < ANNOUNCES) {
@@ -1564,6 +1571,7 @@ static void loop(struct shadowd *s)
             }
         }
         channel_work(s, readable);
+        s->busy = false;
         for (i = 0; i < s->vifs && !s->quit; i++) {
             pump_output(&s->vif[i]);
             pump_input(&s->vif[i]);

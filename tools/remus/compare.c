@@ -336,8 +336,8 @@ void want_checkpoint(struct cmp *c, enum ctl_why why, const char *format, ...)
     }
     c->wanted = c->present;
     c->stats.checkpoints[why]++;
-    n = snprintf(c->action.text, sizeof(c->action.text), "epoch %llu: ",
-                 (unsigned long long)c->present);
+    n = snprintf(c->action.text, sizeof(c->action.text),
+                 "epoch %llu: ", (unsigned long long)c->present);
     va_start(args, format);
     vsnprintf(c->action.text + n, sizeof(c->action.text) - (size_t)n, format, args);
     va_end(args);
@@ -957,8 +957,8 @@ int cmp_new(struct cmp **out, const struct cmp_limits *limits, cmp_emit_fn *emit
     c->buckets[1] = calloc((size_t)c->bucket_mask + 1, sizeof(*c->buckets[1]));
     c->assembly = malloc(ASSEMBLY_BYTES);
     c->replay = malloc(REMUS_PACKET_MAX);
-    if (!c->flows || !c->flow_heads || !c->items || !c->slabs || !c->buckets[0] ||
-        !c->buckets[1] || !c->assembly || !c->replay) {
+    if (!c->flows || !c->flow_heads || !c->items || !c->slabs || !c->buckets[0] || !c->buckets[1] ||
+        !c->assembly || !c->replay) {
         goto out;
     }
     for (side = 0; side < 2; side++) {
@@ -972,7 +972,7 @@ int cmp_new(struct cmp **out, const struct cmp_limits *limits, cmp_emit_fn *emit
     *out = c;
     return 0;
 
- out:
+out:
     cmp_free(c);
     return rc;
 }

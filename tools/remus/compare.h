@@ -26,28 +26,28 @@
 struct cmp;
 
 struct cmp_limits {
-    uint32_t flows_max;          /* default 16384 */
-    uint64_t bytes_max;          /* copies of frames kept, both sides; default 64 MiB */
-    uint32_t frames_max;         /* primary frames held, and as many of the secondary's kept;
+    uint32_t flows_max;  /* default 16384 */
+    uint64_t bytes_max;  /* copies of frames kept, both sides; default 64 MiB */
+    uint32_t frames_max; /* primary frames held, and as many of the secondary's kept;
                                     default 8192 */
     uint32_t deadline_min_us, deadline_max_us; /* partner must come in time; adapts to the lag in
                                     between; default 20 ms, 200 ms */
-    uint64_t hash_seed;          /* random in service, so that no peer can aim at one hash chain */
-};                               /* 0 means the default, the seed excepted */
+    uint64_t hash_seed; /* random in service, so that no peer can aim at one hash chain */
+};                      /* 0 means the default, the seed excepted */
 
 enum cmp_action_type {
-    CMP_RELEASE,                 /* primary frame id may leave */
-    CMP_RELEASE_WINDOW,          /* it may leave with its TCP window field replaced by value (TCP,
+    CMP_RELEASE,        /* primary frame id may leave */
+    CMP_RELEASE_WINDOW, /* it may leave with its TCP window field replaced by value (TCP,
                                     non GSO) */
-    CMP_RELEASE_SACK,            /* the same, and its SACK blocks replaced by .sack[0..sack_blocks)
+    CMP_RELEASE_SACK,   /* the same, and its SACK blocks replaced by .sack[0..sack_blocks)
                                     (packet_tcp_set_window, packet_tcp_set_sack) */
-    CMP_DROP,                    /* primary frame id must not leave and will come again or has no
+    CMP_DROP,           /* primary frame id must not leave and will come again or has no
                                     use */
-    CMP_MATCHED,                 /* secondary's output id is done with (sent on as
+    CMP_MATCHED,        /* secondary's output id is done with (sent on as
                                     REMUS_PACKET_MATCHED); always behind the RELEASE of what it
                                     equals.  Ids of epochs that were cut are not answered. */
-    CMP_FLOW,                    /* tell colo-shadowd the primary's ISN: .flow */
-    CMP_CHECKPOINT,              /* epoch should end: .why (enum ctl_why) and .text */
+    CMP_FLOW,           /* tell colo-shadowd the primary's ISN: .flow */
+    CMP_CHECKPOINT,     /* epoch should end: .why (enum ctl_why) and .text */
 };
 
 struct cmp_action {
@@ -56,9 +56,9 @@ struct cmp_action {
     uint64_t id;
     struct remus_flow flow;
     uint32_t why;
-    uint32_t sack_blocks;        /* never more than the frame has */
-    uint32_t sack[4][2];         /* left and right edge, host order */
-    char text[200];              /* flow, offset, both values, for the log */
+    uint32_t sack_blocks; /* never more than the frame has */
+    uint32_t sack[4][2];  /* left and right edge, host order */
+    char text[200];       /* flow, offset, both values, for the log */
 };
 
 /* Called for each action, in order, during the calls below. */
@@ -95,9 +95,9 @@ struct cmp_stats {
     uint64_t primary_frames, secondary_frames, released_equal, released_epoch;
     uint64_t secondary_old, secondary_surplus;
     uint64_t flows, flows_max, held, held_max, bytes, lag_us;
-    uint64_t checkpoints[8];     /* emitted, by enum ctl_why */
+    uint64_t checkpoints[8];        /* emitted, by enum ctl_why */
     uint64_t checkpoints_coalesced; /* further reasons within an epoch that had one */
-    uint64_t dropped_full;       /* primary frames dropped because the id table was full */
+    uint64_t dropped_full;          /* primary frames dropped because the id table was full */
     uint64_t delay_us_sum, delay_us_max;
 };
 void cmp_stats_get(const struct cmp *c, struct cmp_stats *out);

@@ -164,8 +164,7 @@ void datagram_place(struct cmp *c, struct item *it, bool hash_body)
     char name[PACKET_DESCRIBE_MAX];
     uint64_t hash;
 
-    hash = XXH3_64bits_withSeed(&it->datagram.head, sizeof(it->datagram.head),
-                                c->limits.hash_seed);
+    hash = XXH3_64bits_withSeed(&it->datagram.head, sizeof(it->datagram.head), c->limits.hash_seed);
     if (hash_body) {
         hash = XXH3_64bits_withSeed(it->ext, it->bytes, hash);
     }

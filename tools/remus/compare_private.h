@@ -33,10 +33,10 @@
 
 #define CHUNK_BYTES      2048u
 #define CHUNK_DATA       (CHUNK_BYTES - sizeof(struct chunk *))
-#define SLAB_CHUNKS      512u          /* memory for copies grows in steps of 1 MiB */
+#define SLAB_CHUNKS      512u /* memory for copies grows in steps of 1 MiB */
 #define SACK_SET_MAX     6u
-#define REASSEMBLIES_MAX 256u          /* IP packets in reassembly, both sides together */
-#define FRAGMENTS_MAX    64u           /* pieces of one IP packet */
+#define REASSEMBLIES_MAX 256u /* IP packets in reassembly, both sides together */
+#define FRAGMENTS_MAX    64u  /* pieces of one IP packet */
 
 struct chunk {
     struct chunk *next;
@@ -68,27 +68,27 @@ struct item {
     struct list *list;
     struct item *newer, *older;
     struct fifo *fifo;
-    struct flow *flow;             /* of the list it is in; NULL for datagrams and waiting items */
+    struct flow *flow; /* of the list it is in; NULL for datagrams and waiting items */
     uint64_t id, arrival_us, epoch;
     /* Data: `bytes` bytes, of which those from `kept` on are in chunks, or all at ext. */
-    const uint8_t *ext;            /* the caller's frame; only while the call lasts */
+    const uint8_t *ext; /* the caller's frame; only while the call lasts */
     struct chunk *chunks;
     uint32_t bytes, kept;
     uint8_t side;
-    uint8_t place;                 /* enum place: whose list it is in */
+    uint8_t place; /* enum place: whose list it is in */
     bool gso;
     union {
         struct {
             uint32_t seq, end, ack;
             uint16_t window, urgent;
             uint8_t flags, sack_blocks;
-            uint32_t signature;    /* of a SYN: see syn_signature() */
+            uint32_t signature; /* of a SYN: see syn_signature() */
             uint32_t sack[PACKET_SACK_MAX][2];
         } tcp;
         struct {
             uint64_t hash;
             struct datagram_head head;
-            struct item *pieces;   /* further fragments of the same packet, by ->next; all are
+            struct item *pieces; /* further fragments of the same packet, by ->next; all are
                                       newer, so no fifo gives one up before this item */
         } datagram;
         struct {
@@ -110,19 +110,19 @@ struct sack_set {
 struct flow {
     struct packet_key key;
     struct flow *hash_next;
-    uint64_t epoch;                /* in which it was last rebased */
-    uint32_t items;                /* in its lists */
-    bool used, recent;             /* slot in use; second chance for eviction */
+    uint64_t epoch;    /* in which it was last rebased */
+    uint32_t items;    /* in its lists */
+    bool used, recent; /* slot in use; second chance for eviction */
     /* facts known */
-    bool has_verified, soft;       /* soft: verified came from a frame without data */
+    bool has_verified, soft; /* soft: verified came from a frame without data */
     bool has_p_ack, has_s_ack, has_s_window, has_released, has_released_ack;
     bool has_p_isn, has_s_isn, need_s_syn;
     bool has_scale, has_guest_scale, has_edge;
     bool has_s_urgent;
     bool p_window_syn, s_window_syn; /* the window stood in a SYN, where it is never scaled */
-    bool told;                     /* CMP_FLOW emitted in this epoch */
-    bool lost;                     /* diverged or no room: waits for the epoch's end */
-    uint8_t scale, guest_scale;    /* shift of the guest's window; as offered in its SYN */
+    bool told;                       /* CMP_FLOW emitted in this epoch */
+    bool lost;                       /* diverged or no room: waits for the epoch's end */
+    uint8_t scale, guest_scale;      /* shift of the guest's window; as offered in its SYN */
     uint16_t p_window, s_window, released_window;
     uint32_t verified, p_end, p_ack, s_ack;
     uint32_t released_end, released_ack, released_edge;
@@ -135,47 +135,47 @@ struct flow {
 struct reassembly {
     bool used;
     uint8_t side, tos;
-    uint32_t pieces, have, total;  /* total: 0 until the last piece is in */
-    uint64_t number;               /* in the order of their first pieces */
-    struct datagram_head head;     /* addresses, tags, protocol; rest holds the fragment id */
-    struct list list;              /* by offset */
-    struct item *leader;           /* the piece that came first */
+    uint32_t pieces, have, total; /* total: 0 until the last piece is in */
+    uint64_t number;              /* in the order of their first pieces */
+    struct datagram_head head;    /* addresses, tags, protocol; rest holds the fragment id */
+    struct list list;             /* by offset */
+    struct item *leader;          /* the piece that came first */
 };
 
 struct cmp {
     struct cmp_limits limits;
     cmp_emit_fn *emit;
     void *arg;
-    struct cmp_action action;      /* the one being emitted */
+    struct cmp_action action; /* the one being emitted */
 
-    uint64_t now_us, start_us;     /* newest time seen; when the gate last opened */
-    uint64_t present, committed;   /* epoch running; newest one acknowledged */
-    uint64_t wanted;               /* epoch for which CMP_CHECKPOINT was emitted */
-    bool hold, rerun, heard;       /* heard: a secondary frame of the present epoch came */
+    uint64_t now_us, start_us;   /* newest time seen; when the gate last opened */
+    uint64_t present, committed; /* epoch running; newest one acknowledged */
+    uint64_t wanted;             /* epoch for which CMP_CHECKPOINT was emitted */
+    bool hold, rerun, heard;     /* heard: a secondary frame of the present epoch came */
     bool has_lag;
     uint64_t lag_us, lag_var_us;
 
     struct flow *flows, **flow_heads;
     uint32_t flow_mask, flows_fresh, clock, flows_busy;
-    struct flow *flows_free;       /* by hash_next */
+    struct flow *flows_free; /* by hash_next */
 
     struct item *items, *items_free[2]; /* by side */
     struct fifo p_fifo, s_tcp, s_must, s_surplus, s_future;
-    uint32_t p_waiting;            /* primary items of epochs before the present one */
-    struct item *fresh;            /* the item of the frame being handled, NULL once it is gone */
-    struct item *cursor;           /* of the walk over p_fifo; moves on when its item goes */
+    uint32_t p_waiting;  /* primary items of epochs before the present one */
+    struct item *fresh;  /* the item of the frame being handled, NULL once it is gone */
+    struct item *cursor; /* of the walk over p_fifo; moves on when its item goes */
 
     struct chunk **slabs, *chunks_free;
     uint32_t slabs_count, slabs_max, chunks_used, chunks_made, chunks_max;
 
-    struct list *buckets[2];       /* by side */
+    struct list *buckets[2]; /* by side */
     uint32_t bucket_mask;
 
     struct reassembly reassemblies[REASSEMBLIES_MAX];
     uint64_t reassemblies_begun;
     uint32_t reassemblies_used;
-    uint8_t *assembly;             /* 64 KiB: a packet put together */
-    uint8_t *replay;               /* REMUS_PACKET_MAX: a frame of s_future */
+    uint8_t *assembly; /* 64 KiB: a packet put together */
+    uint8_t *replay;   /* REMUS_PACKET_MAX: a frame of s_future */
 
     struct cmp_stats stats;
 };

@@ -49,9 +49,9 @@ static uint32_t syn_signature(const struct packet_tcp *tcp)
     }
     s |= (uint32_t)tcp->has_sack_ok << 26;
     s |= (uint32_t)tcp->has_timestamp << 27;
-    s |= (uint32_t)!!(tcp->flags & PACKET_TCP_ACK) << 28;
-    s |= (uint32_t)!!(tcp->flags & PACKET_TCP_ECE) << 29;
-    s |= (uint32_t)!!(tcp->flags & PACKET_TCP_CWR) << 30;
+    s |= (uint32_t) !!(tcp->flags & PACKET_TCP_ACK) << 28;
+    s |= (uint32_t) !!(tcp->flags & PACKET_TCP_ECE) << 29;
+    s |= (uint32_t) !!(tcp->flags & PACKET_TCP_CWR) << 30;
     return s;
 }
 
@@ -192,7 +192,7 @@ static enum kind kind_at(const struct item *it, uint32_t at)
 
 static void diverge_kinds(struct cmp *c, struct flow *f, enum kind p, enum kind s)
 {
-    static const char *const names[] = { "SYN", "data", "FIN" };
+    static const char *const names[] = {"SYN", "data", "FIN"};
     char name[PACKET_DESCRIBE_MAX];
 
     packet_key_describe(&f->key, name, sizeof(name));
@@ -283,8 +283,8 @@ static void advance(struct cmp *c, struct flow *f)
 
 /* Where a and b both hold bytes that are not verified yet, those must be the same; true: they are.
  * Otherwise the flow is lost. */
-static bool overlap_equal(struct cmp *c, struct flow *f, const struct item *a,
-                          const struct item *b, const char *how)
+static bool overlap_equal(struct cmp *c, struct flow *f, const struct item *a, const struct item *b,
+                          const char *how)
 {
     uint32_t from = seq_max(data_seq(a), data_seq(b));
     uint32_t to = seq_min(data_end(a), data_end(b)), equal;
@@ -436,12 +436,11 @@ static void leave_rst(struct cmp *c, struct flow *f)
     }
 }
 
-static bool secondary_is_out(const struct cmp *c, const struct flow *f, uint32_t end,
-                             uint32_t ack, uint8_t flags)
+static bool secondary_is_out(const struct cmp *c, const struct flow *f, uint32_t end, uint32_t ack,
+                             uint8_t flags)
 {
     return gate_open(c) && f->has_released && seq_le(end, f->released_end) &&
-           (!(flags & PACKET_TCP_ACK) ||
-            (f->has_released_ack && seq_le(ack, f->released_ack)));
+           (!(flags & PACKET_TCP_ACK) || (f->has_released_ack && seq_le(ack, f->released_ack)));
 }
 
 void tcp_run(struct cmp *c, struct flow *f)
@@ -649,8 +648,7 @@ static void take_early(struct cmp *c, struct flow *f)
     }
 }
 
-void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, uint64_t id,
-                 bool gso)
+void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, uint64_t id, bool gso)
 {
     struct item *it = primary_new(c, id, gso);
     bool begins = false;

@@ -12,23 +12,44 @@
 #include <string.h>
 
 enum {
-    ETH_HEADER = 14, VLAN_TAG = 4, IPV4_HEADER = 20, IPV6_HEADER = 40, ARP_HEADER = 8,
-    TCP_HEADER = 20, UDP_HEADER = 8, ICMP_HEADER = 8, ICMPV6_HEADER = 4,
-    TCP_CHECKSUM = 16, UDP_CHECKSUM = 6, ICMP_CHECKSUM = 2,
+    ETH_HEADER = 14,
+    VLAN_TAG = 4,
+    IPV4_HEADER = 20,
+    IPV6_HEADER = 40,
+    ARP_HEADER = 8,
+    TCP_HEADER = 20,
+    UDP_HEADER = 8,
+    ICMP_HEADER = 8,
+    ICMPV6_HEADER = 4,
+    TCP_CHECKSUM = 16,
+    UDP_CHECKSUM = 6,
+    ICMP_CHECKSUM = 2,
 };
 
 enum {
-    TYPE_IPV4 = 0x0800, TYPE_ARP = 0x0806, TYPE_VLAN = 0x8100, TYPE_IPV6 = 0x86dd,
-    TYPE_QINQ = 0x88a8, TYPE_QINQ_OLD = 0x9100,
+    TYPE_IPV4 = 0x0800,
+    TYPE_ARP = 0x0806,
+    TYPE_VLAN = 0x8100,
+    TYPE_IPV6 = 0x86dd,
+    TYPE_QINQ = 0x88a8,
+    TYPE_QINQ_OLD = 0x9100,
 };
 
 enum {
-    EXT_HOP_BY_HOP = 0, EXT_ROUTING = 43, EXT_FRAGMENT = 44, EXT_DESTINATION = 60,
+    EXT_HOP_BY_HOP = 0,
+    EXT_ROUTING = 43,
+    EXT_FRAGMENT = 44,
+    EXT_DESTINATION = 60,
     EXT_MOBILITY = 135,
 };
 
 enum {
-    OPT_END = 0, OPT_NOP = 1, OPT_MSS = 2, OPT_WSCALE = 3, OPT_SACK_OK = 4, OPT_SACK = 5,
+    OPT_END = 0,
+    OPT_NOP = 1,
+    OPT_MSS = 2,
+    OPT_WSCALE = 3,
+    OPT_SACK_OK = 4,
+    OPT_SACK = 5,
     OPT_TIMESTAMP = 8,
 };
 
@@ -353,7 +374,7 @@ int packet_parse(struct packet *p, const uint8_t *frame, size_t length)
         break;
     }
 
- out:
+out:
     if (rc) {
         p->kind = PACKET_BAD;
         p->end = p->length;
@@ -390,7 +411,7 @@ void packet_key_to_flow(struct remus_flow *flow, const struct packet_key *key)
 
 void packet_key_from_flow(struct packet_key *key, const struct remus_flow *flow)
 {
-    static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
 
     memcpy(key->guest, flow->guest_addr, 16);
     memcpy(key->peer, flow->peer_addr, 16);

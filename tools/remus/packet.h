@@ -17,11 +17,11 @@
 
 #include "xen/include/public/remus.h"
 
-#define PACKET_VLANS_MAX      2u      /* tags read; a frame with more is PACKET_OTHER */
-#define PACKET_EXTENSIONS_MAX 8u      /* IPv6 extension headers; a packet with more is PACKET_BAD */
+#define PACKET_VLANS_MAX      2u /* tags read; a frame with more is PACKET_OTHER */
+#define PACKET_EXTENSIONS_MAX 8u /* IPv6 extension headers; a packet with more is PACKET_BAD */
 #define PACKET_SACK_MAX       4u
 #define PACKET_NO_VLAN        0xffffu
-#define PACKET_DESCRIBE_MAX   144u    /* bytes that packet_describe needs, NUL included */
+#define PACKET_DESCRIBE_MAX   144u /* bytes that packet_describe needs, NUL included */
 
 /* ---- Sequence numbers: the only place that compares them ------------------------------------- */
 
@@ -58,25 +58,25 @@ static inline uint32_t seq_min(uint32_t a, uint32_t b)
 /* ---- The parsed frame ------------------------------------------------------------------------ */
 
 enum packet_kind {
-    PACKET_OTHER,                /* not IP, not ARP: compare it as a whole */
-    PACKET_BAD,                  /* says it is IP or ARP, but its lengths do not hold */
+    PACKET_OTHER, /* not IP, not ARP: compare it as a whole */
+    PACKET_BAD,   /* says it is IP or ARP, but its lengths do not hold */
     PACKET_ARP,
     PACKET_TCP,
     PACKET_UDP,
     PACKET_ICMP,
     PACKET_ICMPV6,
-    PACKET_FRAGMENT,             /* one piece of an IP packet; l4 is where its piece begins */
-    PACKET_IP,                   /* any other protocol over IP */
+    PACKET_FRAGMENT, /* one piece of an IP packet; l4 is where its piece begins */
+    PACKET_IP,       /* any other protocol over IP */
 };
 
-#define PACKET_TCP_FIN 0x01u
-#define PACKET_TCP_SYN 0x02u
-#define PACKET_TCP_RST 0x04u
-#define PACKET_TCP_PSH 0x08u
-#define PACKET_TCP_ACK 0x10u
-#define PACKET_TCP_URG 0x20u
-#define PACKET_TCP_ECE 0x40u
-#define PACKET_TCP_CWR 0x80u
+#define PACKET_TCP_FIN      0x01u
+#define PACKET_TCP_SYN      0x02u
+#define PACKET_TCP_RST      0x04u
+#define PACKET_TCP_PSH      0x08u
+#define PACKET_TCP_ACK      0x10u
+#define PACKET_TCP_URG      0x20u
+#define PACKET_TCP_ECE      0x40u
+#define PACKET_TCP_CWR      0x80u
 
 #define PACKET_PROTO_ICMP   1u
 #define PACKET_PROTO_TCP    6u
@@ -84,36 +84,38 @@ enum packet_kind {
 #define PACKET_PROTO_ICMPV6 58u
 
 struct packet_tcp {
-    uint32_t seq, ack;           /* host order */
-    uint16_t window, urgent;     /* raw field values, host order */
-    uint8_t flags;               /* PACKET_TCP_* */
+    uint32_t seq, ack;       /* host order */
+    uint16_t window, urgent; /* raw field values, host order */
+    uint8_t flags;           /* PACKET_TCP_* */
     /* Options; a malformed option ends the reading of options, as it does in Linux. */
-    uint8_t wscale;              /* valid where has_wscale */
-    uint8_t sack_blocks;         /* 0..PACKET_SACK_MAX */
+    uint8_t wscale;      /* valid where has_wscale */
+    uint8_t sack_blocks; /* 0..PACKET_SACK_MAX */
     bool has_mss, has_wscale, has_sack_ok, has_timestamp;
     uint16_t mss;
-    uint32_t tsval, tsecr;       /* valid where has_timestamp */
-    uint32_t timestamp_at;       /* offset in the frame of TSval */
-    uint32_t sack_at;            /* offset in the frame of the SACK option's kind byte */
-    struct { uint32_t left, right; } sack[PACKET_SACK_MAX]; /* valid up to sack_blocks */
+    uint32_t tsval, tsecr; /* valid where has_timestamp */
+    uint32_t timestamp_at; /* offset in the frame of TSval */
+    uint32_t sack_at;      /* offset in the frame of the SACK option's kind byte */
+    struct {
+        uint32_t left, right;
+    } sack[PACKET_SACK_MAX]; /* valid up to sack_blocks */
 };
 
 struct packet {
-    uint32_t length;             /* bytes of the frame as it was given */
-    uint32_t end;                /* end of the packet proper: Ethernet padding lies behind it */
-    uint32_t l3, l4, payload;    /* offsets; l4 and payload valid by kind, 0 where there is none */
-    uint8_t kind;                /* enum packet_kind */
-    uint8_t ip_version;          /* 4, 6, or 0 */
-    uint8_t proto;               /* of the transport header, behind any extension headers */
-    uint8_t vlans;               /* tags read */
-    uint16_t ethertype;          /* innermost, host order */
+    uint32_t length;          /* bytes of the frame as it was given */
+    uint32_t end;             /* end of the packet proper: Ethernet padding lies behind it */
+    uint32_t l3, l4, payload; /* offsets; l4 and payload valid by kind, 0 where there is none */
+    uint8_t kind;             /* enum packet_kind */
+    uint8_t ip_version;       /* 4, 6, or 0 */
+    uint8_t proto;            /* of the transport header, behind any extension headers */
+    uint8_t vlans;            /* tags read */
+    uint16_t ethertype;       /* innermost, host order */
     uint16_t vlan[PACKET_VLANS_MAX]; /* VLAN id, 12 bits, outermost first; PACKET_NO_VLAN */
-    uint16_t sport, dport;       /* host order; TCP and UDP */
-    uint8_t src[16], dst[16];    /* IPv4 as ::ffff:a.b.c.d */
-    uint32_t fragment_id;        /* PACKET_FRAGMENT */
-    uint32_t fragment_offset;    /* bytes */
+    uint16_t sport, dport;           /* host order; TCP and UDP */
+    uint8_t src[16], dst[16];        /* IPv4 as ::ffff:a.b.c.d */
+    uint32_t fragment_id;            /* PACKET_FRAGMENT */
+    uint32_t fragment_offset;        /* bytes */
     bool fragment_more;
-    struct packet_tcp tcp;       /* PACKET_TCP only */
+    struct packet_tcp tcp; /* PACKET_TCP only */
 };
 
 /* Always fills *p.  0, or -EINVAL where p->kind is PACKET_BAD. */
@@ -134,8 +136,8 @@ static inline uint32_t packet_tcp_span(const struct packet *p)
 
 /* Every byte is defined, so a key may be hashed and compared as memory. */
 struct packet_key {
-    uint8_t guest[16], peer[16]; /* IPv4 as ::ffff:a.b.c.d */
-    uint16_t guest_port, peer_port; /* network order */
+    uint8_t guest[16], peer[16];     /* IPv4 as ::ffff:a.b.c.d */
+    uint16_t guest_port, peer_port;  /* network order */
     uint16_t vlan[PACKET_VLANS_MAX]; /* host order, PACKET_NO_VLAN where none */
     uint8_t proto, ip_version;
     uint8_t reserved[6];

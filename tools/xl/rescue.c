@@ -79,7 +79,7 @@ static void run_again(struct rescue *r, bool wait)
     asked = wait && request && !request[0];
     free(request);
     rc = remus_guest_suspend_withdraw(r->xs, r->h.domid);
-    if (rc)
+    if (rc && rc != -EALREADY)
         note(r, rc, "the request to suspend could not be taken back: %s", strerror(-rc));
     for (;;) {
         state = remus_guest_state(r->h.xch, r->h.domid, &reason);
