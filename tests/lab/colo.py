@@ -1,4 +1,4 @@
-"""What the session tests, the demo and the benchmarks share: starting protection and watching it."""
+"""What session tests, demo and benchmarks share: starting protection and watching it."""
 
 import json
 import re

@@ -139,7 +139,7 @@ def test_a_full_queue_stops_the_channel_and_loses_nothing(lab):
     equal(burst["sent"], 12000, "sent")
     check(stats["input_packets"] >= 12000, "injected %(input_packets)d of 12000" % stats)
     equal(stats["dropped_old"], 0, "dropped as old")
-    # A guest drops answers itself when its interface is slow, as it is with this driver at the other
+    # A guest drops answers when its interface is slow, as it is with this driver at the other
     # end of the channel. What is kept unmatched is bounded, and the rest goes on.
     check(burst["answers"] > 2000, "answers: %(answers)d" % burst)
     check(stats["held"] <= 8192, "more is kept than the bound allows: %(held)d" % stats)

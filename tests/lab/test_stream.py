@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The saver and the reader of tools/libxc against the distribution's xl, with a guest that works."""
+"""Saver and reader of tools/libxc against the distribution's xl, with a guest that works."""
 
 import json
 import os

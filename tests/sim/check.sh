@@ -1,9 +1,9 @@
 #!/bin/sh
-# check.sh SIM [SEEDS]: the simulator finds nothing in the protocol as it is, and finds every
+# check.sh [SIM [SEEDS]]: the simulator finds nothing in the protocol as it is, and finds every
 # deliberate bug that it knows how to make.
 set -eu
 
-sim=${1:?usage: check.sh PATH-OF-SIM [SEEDS]}
+sim=${1:-${BUILD:-build}/tests/sim/sim}
 seeds=${2:-5000}
 status=0
 

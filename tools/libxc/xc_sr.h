@@ -23,7 +23,7 @@
 #define XC_SR_PAGE_BYTES 4096u
 #define XC_SR_MUST_CHECK __attribute__((warn_unused_result))
 
-/* ---- Handles and logging ------------------------------------------------------------------ */
+/* ---- Handles and logging --------------------------------------------------------------------- */
 
 enum xc_sr_level { XC_SR_DEBUG, XC_SR_INFO, XC_SR_WARN, XC_SR_ERROR };
 
@@ -36,7 +36,7 @@ struct xc_sr_handles {
     void *log_arg;
 };
 
-/* ---- Page-mapping cache (xc_sr_cache.c) ---------------------------------------------------- */
+/* ---- Page-mapping cache (xc_sr_cache.c) ------------------------------------------------------ */
 
 /*
  * Keeps foreign mappings of guest pages across passes and checkpoints.  Memory is mapped in
@@ -60,15 +60,15 @@ void xc_sr_cache_invalidate(struct xc_sr_cache *c, uint64_t gfn, uint64_t count)
 void xc_sr_cache_invalidate_all(struct xc_sr_cache *c);
 /*
  * Looks for a change of the guest's physmap since the last call (number of pages, highest gfn) and
- * drops every mapping if there was one.  *changed says so.  Cheap: three hypercalls; the third looks
- * at the pages of one mapped chunk, another one each time, because pages that a guest has given back
+ * drops every mapping if there was one.  *changed says so.  Cheap: three hypercalls; the last looks
+ * at the pages of one mapped chunk, another one each time, as pages that a guest has given back
  * stay in its count for as long as they are mapped here.
  */
 int xc_sr_cache_revalidate(struct xc_sr_cache *c, bool *changed) XC_SR_MUST_CHECK;
 void xc_sr_cache_stats(const struct xc_sr_cache *c, struct xc_sr_cache_stats *out);
 void xc_sr_cache_free(struct xc_sr_cache *c);
 
-/* ---- Physmap (xc_sr_physmap.c) -------------------------------------------------------------- */
+/* ---- Physmap (xc_sr_physmap.c) --------------------------------------------------------------- */
 
 /* Which gfns hold a page: one bit each, bit 0 of word 0 is gfn 0. */
 struct xc_sr_physmap {
@@ -104,7 +104,7 @@ int xc_sr_dirty_peek(struct xc_sr_dirty *d) XC_SR_MUST_CHECK;       /* read only
 /* Frees the bitmap; turns log-dirty off if asked to. Idempotent. */
 void xc_sr_dirty_end(struct xc_sr_dirty *d, bool disable);
 
-/* ---- Saving: the public migration stream (xc_sr_save.c) --------------------------------------- */
+/* ---- Saving: the public migration stream (xc_sr_save.c) -------------------------------------- */
 
 struct xc_sr_progress {
     unsigned int pass;      /* from 0; the last one runs with the guest stopped */
@@ -136,7 +136,7 @@ struct xc_sr_save_result {
 
 /*
  * Writes libxl stream v2 header, LIBXC_CONTEXT, libxc stream v3, END, so that the stock
- * libxl_domain_create_restore can read it, for an HVM or PVH guest (a guest without a device model).
+ * libxl_domain_create_restore can read it, for a guest without a device model (PVH, HVM).
  * Live: the final dirty pages are copied to a staging buffer, ops->resume is called, and only then
  * are they written: the guest is stopped for the copy, not for the wire.  More than 65536 of them
  * (256 MiB) are written with the guest stopped, and so is everything when not live.
@@ -151,7 +151,7 @@ int xc_sr_save_libxc(const struct xc_sr_handles *h, const struct xc_sr_save_para
                      const struct xc_sr_save_ops *ops, void *arg, struct xc_sr_save_result *result)
     XC_SR_MUST_CHECK;
 
-/* ---- Restoring: a reader of the libxc stream (xc_sr_restore.c) --------------------------------- */
+/* ---- Restoring: a reader of the libxc stream (xc_sr_restore.c) ------------------------------- */
 
 struct xc_sr_restore_ops {
     /* Exactly length bytes, or a negative errno (-EPIPE: stream ended early). */
@@ -174,7 +174,7 @@ int xc_sr_restore_libxc(const struct xc_sr_handles *h, const struct xc_sr_restor
                         const struct xc_sr_restore_ops *ops, void *arg,
                         struct xc_sr_restore_result *result) XC_SR_MUST_CHECK;
 
-/* ---- One epoch's state in memory (xc_sr_epoch.c) ------------------------------------------------ */
+/* ---- One epoch's state in memory (xc_sr_epoch.c) --------------------------------------------- */
 
 struct xc_sr_record {
     uint32_t type;               /* REMUS_RECORD_* */
@@ -206,7 +206,7 @@ int xc_sr_epoch_add_record(struct xc_sr_epoch *e, uint32_t type, uint32_t length
 const struct xc_sr_record *xc_sr_epoch_find(const struct xc_sr_epoch *e, uint32_t type);
 void xc_sr_epoch_free(struct xc_sr_epoch *e);
 
-/* ---- The primary's side of a checkpoint (xc_sr_primary.c) ---------------------------------------- */
+/* ---- The primary's side of a checkpoint (xc_sr_primary.c) ------------------------------------ */
 
 struct xc_sr_primary;
 struct xc_sr_primary_params {
@@ -235,7 +235,7 @@ int xc_sr_resume(const struct xc_sr_handles *h) XC_SR_MUST_CHECK;
 uint64_t xc_sr_primary_pages(const struct xc_sr_primary *p);
 void xc_sr_primary_close(struct xc_sr_primary *p, bool disable_log_dirty);
 
-/* ---- The secondary's side (xc_sr_secondary.c) ------------------------------------------------------ */
+/* ---- The secondary's side (xc_sr_secondary.c) ------------------------------------------------ */
 
 struct xc_sr_secondary;
 struct xc_sr_apply_stats {
@@ -263,7 +263,7 @@ int xc_sr_secondary_apply(struct xc_sr_secondary *s, const struct xc_sr_epoch *e
                           struct xc_sr_apply_stats *stats) XC_SR_MUST_CHECK;
 void xc_sr_secondary_close(struct xc_sr_secondary *s, bool disable_log_dirty);
 
-/* ---- Event channel table (xc_sr_evtchn.c) ---------------------------------------------------------- */
+/* ---- Event channel table (xc_sr_evtchn.c) ---------------------------------------------------- */
 
 #define XC_SR_EVTCHN_MAX 4096u
 int xc_sr_evtchn_read(const struct xc_sr_handles *h, struct remus_evtchn *table,

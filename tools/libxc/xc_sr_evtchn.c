@@ -51,8 +51,8 @@ int xc_sr_evtchn_read(const struct xc_sr_handles *h, struct remus_evtchn *table,
 }
 
 /*
- * The other end of an interdomain port is a backend, which comes and goes: for the guest such a port
- * is the same thing while nobody has bound to it.
+ * The other end of an interdomain port is a backend, which comes and goes: for the guest such a
+ * port is the same thing while nobody has bound to it.
  */
 static bool is_device(const struct remus_evtchn *e)
 {
@@ -104,8 +104,8 @@ int xc_sr_evtchn_compare(const struct remus_evtchn *a, unsigned int a_count,
 }
 
 /*
- * With the 2-level ABI, Linux masks every port in shared_info at boot and unmasks those that it binds;
- * a guest that switched to FIFO never touches these bits, which Xen starts at zero.
+ * With the 2-level ABI, Linux masks every port in shared_info at boot and unmasks those it binds; a
+ * guest that switched to FIFO never touches these bits, which Xen starts at zero.
  */
 int xc_sr_evtchn_abi(const struct xc_sr_handles *h, bool *fifo)
 {

@@ -1,5 +1,5 @@
 /*
- * xc_sr_guest.h: pieces of guest state that both sides of a checkpoint handle, private to tools/libxc.
+ * xc_sr_guest.h: pieces of guest state that both sides of a checkpoint handle; private.
  */
 #ifndef XC_SR_GUEST_H
 #define XC_SR_GUEST_H
@@ -30,7 +30,7 @@ int xc_sr_shared_info_gfn(const struct xc_sr_handles *h, uint64_t *gfn) XC_SR_MU
  * What the copy must not share, with the reason:
  *   shared_info wc_version, wc_sec, wc_nsec, wc_sec_hi  the wall clock of the host it runs on;
  *   grant entries 0 to GNTTAB_NR_RESERVED_ENTRIES - 1    dom0's own view of console and xenstore;
- *   GTF_reading, GTF_writing                             mappings held by the other host's backends.
+ *   GTF_reading, GTF_writing                           mappings held by the other host's backends.
  */
 #define XC_SR_ALWAYS_MAX 72u
 

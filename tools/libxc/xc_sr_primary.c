@@ -50,7 +50,7 @@ static int find_always(struct xc_sr_primary *p)
     return 0;
 }
 
-/* Maps what fits the budget now, so that the first checkpoint does not do it with the guest stopped. */
+/* Maps what fits the budget, so that the first checkpoint need not do it with a stopped guest. */
 static int warm_cache(struct xc_sr_primary *p)
 {
     struct xc_sr_cache_stats stats;

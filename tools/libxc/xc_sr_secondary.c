@@ -396,7 +396,7 @@ static int check_evtchn(struct xc_sr_secondary *s, const struct xc_sr_record *re
 
 /*
  * An event that arrives for the paused copy (its own timer, mostly) is Xen's to deliver: it has set
- * evtchn_upcall_pending and evtchn_pending_sel in the vCPU's vcpu_info, together with the port's bit in
+ * evtchn_upcall_pending and evtchn_pending_sel in the vCPU's vcpu_info, with the port's bit in
  * shared_info and the LAPIC's.  Whether that is all in which this page differs from the mirror.
  */
 static bool only_an_event(const uint8_t *have, const uint8_t *mirror, unsigned int first,

@@ -1,12 +1,12 @@
 /*
  * xc_sr_stub.c: rearranging a guest's event channels from inside.
  *
- * Only a guest can bind its IPIs and VIRQs, and each binding takes the lowest free port.  A guest that
- * has run its resume path bound them in another order than at boot, so a fresh copy's table differs
- * from the primary's.  The copy is about to be overwritten by the first checkpoint anyway; before
- * that, its vCPU 0 (suspended, interrupts off, every other vCPU spinning in stop_machine) runs this
- * instead of returning from its suspend hypercall: a loop over a table of event channel operations,
- * then SCHEDOP_shutdown(suspend) again.
+ * Only a guest can bind its IPIs and VIRQs, and each binding takes the lowest free port.  A guest
+ * that has run its resume path bound them in another order than at boot, so a fresh copy's table
+ * differs from the primary's.  The copy is about to be overwritten by the first checkpoint anyway;
+ * before that, its vCPU 0 (suspended, interrupts off, every other vCPU spinning in stop_machine)
+ * runs this instead of returning from its suspend hypercall: a loop over a table of event channel
+ * operations, then SCHEDOP_shutdown(suspend) again.
  *
  * Page layout: code at 0, from XC_SR_STUB_TABLE the operations, 16 bytes each, a zero command ends.
  * (EVTCHNOP_bind_interdomain is 0 and is not used.)  Arguments are built on the guest's own
@@ -61,10 +61,12 @@ void xc_sr_stub_build(uint8_t page[XC_SR_PAGE_BYTES], const uint8_t hypercall[3]
     PUT(&a, 0x8b, 0x43, 0x08, 0x89, 0x44, 0x24, 0x04);  /* mov 8(%rbx), %eax; mov %eax, 4(%rsp) */
     PUT(&a, 0xc7, 0x44, 0x24, 0x08, 0xff, 0xff, 0xff, 0xff); /* movl $-1, 8(%rsp) */
     PUT(&a, 0x48, 0x89, 0xe6);                          /* mov %rsp, %rsi */
-    PUT(&a, 0xb8);                                      /* mov $__HYPERVISOR_event_channel_op, %eax */
+    /* mov $__HYPERVISOR_event_channel_op, %eax */
+    PUT(&a, 0xb8);
     put_u32(&a, __HYPERVISOR_event_channel_op);
     put(&a, hypercall, 3);
-    PUT(&a, 0x49, 0x89, 0xc5);                          /* mov %rax, %r13: result, for the toolstack */
+    /* mov %rax, %r13: result, for the toolstack */
+    PUT(&a, 0x49, 0x89, 0xc5);
     PUT(&a, 0x85, 0xc0);                                /* test %eax, %eax */
     PUT(&a, 0x75, 0x00);                                /* jnz done (error) */
     error_jump = a.at - 1;
@@ -72,7 +74,10 @@ void xc_sr_stub_build(uint8_t page[XC_SR_PAGE_BYTES], const uint8_t hypercall[3]
     PUT(&a, 0x83, 0xf8, 0xff);                          /* cmp $-1, %eax */
     PUT(&a, 0x74, 0x00);                                /* je next */
     no_port_jump = a.at - 1;
-    /* The port comes back behind the inputs: word 1 for bind_ipi and alloc_unbound, 2 for bind_virq. */
+    /*
+     * The port comes back behind the inputs: word 1 for bind_ipi and alloc_unbound, 2 for
+     * bind_virq.
+     */
     PUT(&a, 0x8b, 0x4c, 0x24, 0x04);                    /* mov 4(%rsp), %ecx */
     PUT(&a, 0x83, 0x3b, EVTCHNOP_bind_virq);            /* cmpl $bind_virq, (%rbx) */
     PUT(&a, 0x75, 0x04);                                /* jne +4 */

@@ -9,7 +9,8 @@
  *                                            builds it paused and prints the new domain id
  *   remus-guest rename DOMID NAME
  *   remus-guest destroy DOMID
- *   remus-guest end DOMID REASON             JSON on stdin: what the guest's on_poweroff, on_reboot,
+ *   remus-guest end DOMID REASON             JSON on stdin: what the guest's on_poweroff,
+ *   on_reboot,
  *                                            on_crash say for this shutdown reason; prints "gone",
  *                                            "kept" or the id of the domain that replaces it
  *
@@ -155,8 +156,8 @@ out:
 }
 
 /*
- * A vif whose backend is colo-shadowd has no kernel driver that would close it; libxl would wait ten
- * seconds for that.
+ * A vif whose backend is colo-shadowd has no kernel driver that would close it; libxl would wait
+ * ten seconds for that.
  */
 static void close_backends(uint32_t domid)
 {

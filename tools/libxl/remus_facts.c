@@ -198,12 +198,13 @@ static bool two_level_bits(const struct shared_info *shared)
 
 /*
  * A guest that was restored or migrated has no mask bits either, so that it looks like one with
- * FIFO event channels (Linux sets them all at boot only).  What tells the two apart is where Xen puts
- * an event.  xenstored sends one when a node that the guest watches is written: the guest is paused
- * meanwhile, so that the bit stays, and the value is the one that is there already, which means
- * nothing to it.
+ * FIFO event channels (Linux sets them all at boot only).  What tells the two apart is where Xen
+ * puts an event.  xenstored sends one when a node that the guest watches is written: the guest is
+ * paused meanwhile, so that the bit stays, and the value is the one that is there already, which
+ * means nothing to it.
  */
-static int probe_two_level(struct remus_facts_ctx *f, const struct xc_sr_handles *h, bool *two_level)
+static int probe_two_level(struct remus_facts_ctx *f, const struct xc_sr_handles *h,
+                           bool *two_level)
 {
     const struct shared_info *shared = NULL;
     uint64_t gfn, deadline = remus_now_ms() + PROBE_MS;
@@ -345,7 +346,7 @@ out:
     return rc;
 }
 
-/* ---- A host --------------------------------------------------------------------------------------- */
+/* ---- A host ------------------------------------------------------------------------------- */
 
 /* The first line of a file, without its newline. */
 static int read_line(const char *path, char *out, size_t room)
@@ -380,7 +381,8 @@ static uint64_t available_kb(void)
 /* The kernel loads this one at first use; whether it can is found out by doing so. */
 static int load_module(const char *name, const char *sign)
 {
-    char program[] = "modprobe", quiet[] = "-q", module[32], *args[] = {program, quiet, module, NULL};
+    char program[] = "modprobe", quiet[] = "-q", module[32], *args[] = {program, quiet, module, "
+                                        "NULL};
     pid_t pid;
     int status;
 
@@ -397,7 +399,8 @@ static void nft_facts(struct remus_host_facts *h)
 {
     static const char rules[] =
         "add table bridge remus-probe\n"
-        "add chain bridge remus-probe c { type filter hook prerouting priority 0; policy accept; }\n"
+        "add chain bridge remus-probe c { type filter hook prerouting priority 0; policy accept; "
+        "}\n"
         "add rule bridge remus-probe c iifname \"remus-probe\" queue num 0\n";
     struct nft_ctx *nft = nft_ctx_new(NFT_CTX_DEFAULT);
     const char *text;
@@ -513,7 +516,7 @@ void remus_facts_meets(struct remus_facts_ctx *f, const struct remus_guest_facts
     }
 }
 
-/* ---- The lock --------------------------------------------------------------------------------------- */
+/* ---- The lock ----------------------------------------------------------------------------- */
 
 int remus_session_lock(uint32_t domid, int *fd, pid_t *holder)
 {

@@ -73,7 +73,9 @@ int remus_talk_out(const struct remus_talk *t);  /* to poll for POLLOUT; -1 when
  */
 int remus_talk_send(struct remus_talk *t, struct remus_object *o, bool may_drop);
 int remus_talk_flush(struct remus_talk *t);
-/* Reads what is there. 0: something or nothing came; -EPIPE: end of file; other errors as read(2). */
+/*
+ * Reads what is there. 0: something or nothing came; -EPIPE: end of file; other errors as read(2).
+ */
 int remus_talk_fill(struct remus_talk *t);
 /* 1: *m is the next message, the caller frees it; 0: none is complete; -EBADMSG, -E2BIG: the other
  * side does not speak this language (the line's beginning is in remus_talk_bad). */

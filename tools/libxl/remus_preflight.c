@@ -15,7 +15,7 @@ void remus_refuse(struct remus_refusals *out, const char *format, ...)
     va_end(args);
 }
 
-/* ---- The guest --------------------------------------------------------------------------------- */
+/* ---- The guest ---------------------------------------------------------------------------- */
 
 static void judge_state(struct remus_refusals *out, const struct remus_guest_facts *g)
 {
@@ -34,7 +34,8 @@ static void judge_session(struct remus_refusals *out, const struct remus_guest_f
                      "%s is protected already, by process %d; one session at a time (see: xl "
                      "remus-status %s)", g->name, (int)g->locked_pid, g->name);
     else
-        remus_refuse(out, "%s is protected already; one session at a time (see: xl remus-status %s)",
+        remus_refuse(out, "%s is protected already; one session at a time (see: xl remus-status "
+                          "%s)",
                      g->name, g->name);
 }
 
@@ -88,16 +89,19 @@ static void judge_devices(struct remus_refusals *out, const struct remus_guest_f
 {
     if (g->passthrough)
         remus_refuse(out,
-                     "%s has %u passed-through device%s; hardware cannot be copied: detach it first",
+                     "%s has %u passed-through device%s; hardware cannot be copied: detach it "
+                     "first",
                      g->name, g->passthrough, g->passthrough > 1 ? "s" : "");
     if (g->other_devices)
-        remus_refuse(out, "%s has a %s device, which this version does not protect: detach it first",
+        remus_refuse(out, "%s has a %s device, which this version does not protect: detach it "
+                          "first",
                      g->name, g->other_device);
     if (!g->disks)
         return;
     if (!w->no_disk)
         remus_refuse(out,
-                     "%s has %u disk%s, and disk replication is not part of this version; -d goes on "
+                     "%s has %u disk%s, and disk replication is not part of this version; -d "
+                     "goes on "
                      "without it (the same data must be reachable from both hosts)", g->name,
                      g->disks, g->disks > 1 ? "s" : "");
     else if (g->writable_disks && !w->unsafe)
@@ -146,7 +150,7 @@ static void judge_vifs(struct remus_refusals *out, const struct remus_guest_fact
         judge_vif(out, g, &g->vif[i]);
 }
 
-/* ---- A host -------------------------------------------------------------------------------------- */
+/* ---- A host ------------------------------------------------------------------------------- */
 
 static void judge_xen(struct remus_refusals *out, const struct remus_host_facts *h)
 {
@@ -230,7 +234,8 @@ void remus_preflight_secondary(struct remus_refusals *out, const struct remus_gu
         remus_refuse(out, "there is a domain %s already; destroy or rename it", g->name);
     if (meets->incoming_taken)
         remus_refuse(out,
-                     "a copy named %s" REMUS_INCOMING_SUFFIX " is there already; if no session uses "
+                     "a copy named %s" REMUS_INCOMING_SUFFIX " is there already; if no session "
+                                        "uses "
                      "it (xl remus-status), run: xl destroy %s" REMUS_INCOMING_SUFFIX, g->name,
                      g->name);
     if (h->xen_free_kb < g->need_kb)
@@ -248,7 +253,8 @@ void remus_preflight_secondary(struct remus_refusals *out, const struct remus_gu
     for (i = 0; i < g->vifs && i < REMUS_VIFS_MAX; i++) {
         if (!meets->bridge_there[i])
             remus_refuse(out,
-                         "there is no bridge %s for interface %u of %s; create it with the same name "
+                         "there is no bridge %s for interface %u of %s; create it with the same "
+                         "name "
                          "on both hosts", g->vif[i].bridge, g->vif[i].devid, g->name);
         else if (meets->bridge_foreign[i])
             remus_refuse(out, "%s is not a bridge of the Linux kernel, which this version needs",

@@ -68,7 +68,8 @@ struct remus_host_facts {
     char missing_program[64];    /* first one that libexec lacks; empty: none */
     char missing_device[64];     /* first device node that is missing; empty: none */
     char missing_module[64];     /* the module to load for it */
-    bool nft_queue;              /* nft's queue statement in the bridge family, and NFQUEUE itself */
+    /* nft's queue statement in the bridge family, and NFQUEUE itself */
+    bool nft_queue;
     char nft_error[128];
 };
 

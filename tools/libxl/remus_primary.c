@@ -6,7 +6,8 @@
  * behind, and its minder (the process of `xl create`) goes on.
  *
  * The initial copy runs in a thread with handles of its own, because it is one long blocking
- * walk over guest memory; its bytes come to the loop through a pipe, which is also the back-pressure.
+ * walk over guest memory; its bytes come to the loop through a pipe, which is also the
+ * back-pressure.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +30,8 @@
 #define EPOCH_AHEAD         (1u << 20)  /* what a heartbeat may have to wait behind */
 #define CONTROL_MS          5000
 #define SETTLE_US           10000000u
-#define DEADLINE_MAX_MS     1000u   /* a copy that lags less than this costs latency, not checkpoints */
+/* a copy that lags less than this costs latency, not checkpoints */
+#define DEADLINE_MAX_MS     1000u
 
 struct primary {
     struct remus_run run;
@@ -688,7 +690,8 @@ static void primary_frame(struct remus_run *r, const struct remus_frame *f,
 
         if (f->length >= sizeof(stop))
             memcpy(&stop, payload, sizeof(stop));
-        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection (reason %u)",
+        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection "
+                                        "(reason %u)",
                        r->p->peer, stop.reason);
         break;
     }

@@ -117,8 +117,8 @@ static void publish(struct remus_run *r)
 }
 
 /*
- * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH" stops this process at that point, as a host
- * does whose power fails there (which the test then lets happen).
+ * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH" stops this process at that point, as a
+ * host does whose power fails there (which the test then lets happen).
  */
 static void test_point(struct remus_run *r)
 {

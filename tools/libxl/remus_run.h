@@ -115,8 +115,8 @@ int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, i
 int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms);
 void remus_run_daemon_stop(struct remus_run *r);
 
-/* Runs a command (LIBEXEC/args[0]) to its end; feeds input to its stdin, keeps the first line of its
- * output.  Blocks: only where nothing else has to go on.  Exit status or negative errno. */
+/* Runs a command (LIBEXEC/args[0]) to its end; feeds input to its stdin, keeps its output as far as
+ * there is room.  Blocks: only where nothing else has to go on.  Exit status or negative errno. */
 int remus_run_command(struct remus_run *r, char **args, const char *input, size_t input_bytes,
                       char *line, size_t line_bytes);
 

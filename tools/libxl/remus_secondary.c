@@ -2,9 +2,10 @@
  * remus_secondary.c: the coordinator on the host that keeps the copy.
  *
  * The copy is built by libxenlight from the public stream (remus-guest restore, in a process of its
- * own), runs its resume path once, asked to suspend again at its end, and then lives on checkpoints.
- * Until it takes over, its interfaces end in colo-shadowd, which holds no network device.  What must
- * hold whatever fails: either this host's copy is the guest (role "active"), or it is destroyed.
+ * own), runs its resume path once, asked to suspend again at its end, and then lives on
+ * checkpoints. Until it takes over, its interfaces end in colo-shadowd, which holds no network
+ * device.  What must hold whatever fails: either this host's copy is the guest (role "active"), or
+ * it is destroyed.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -115,7 +116,9 @@ static void on_builder_exit(uv_process_t *process, int64_t status, int signal_nu
 
     s->builder_running = false;
     if (s->destroying) {
-        /* A builder that lost its stream removes what it had made; a finished one leaves a domain. */
+        /*
+         * A builder that lost its stream removes what it had made; a finished one leaves a domain.
+         */
         if (!status && !signal_number && domid)
             r->h.domid = (uint32_t)domid;
         s->destroying = false;
@@ -453,7 +456,8 @@ static void apply(struct secondary *s, uint64_t epoch)
             rc = ctl_say(r->daemon.fd, CTL_GO, 0, epoch + 1, NULL);
     }
     if (rc) {
-        remus_run_post(r, RE_FAILED, epoch, (uint64_t)(int64_t)rc, "epoch %lu could not be applied, "
+        remus_run_post(r, RE_FAILED, epoch, (uint64_t)(int64_t)rc, "epoch %lu could not be "
+                                        "applied, "
                        "%s the copy failed: %s", (unsigned long)epoch, step, strerror(-rc));
         return;
     }
@@ -462,7 +466,8 @@ static void apply(struct secondary *s, uint64_t epoch)
         .paused_us = remus_run_now_us() - began, .rolled_back = stats.rolled_back,
         .verify_bad = stats.verify_bad, .first_bad_gfn = stats.first_bad_gfn,
     };
-    remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu us, "
+    remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu "
+                                  "us, "
                   "attach %lu us", (unsigned long)s->epoch.pages, (unsigned long)stats.rolled_back,
                   (unsigned long)(detached - began), (unsigned long)(applied - detached),
                   (unsigned long)(attached - applied));
@@ -778,7 +783,8 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
     case REMUS_FRAME_STOP:
         if (f->length >= sizeof(stop))
             memcpy(&stop, payload, sizeof(stop));
-        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection (reason %u)",
+        remus_run_post(r, RE_PEER_STOP, stop.guest_reason, stop.reason, "%s ended protection "
+                                        "(reason %u)",
                        r->p->peer, stop.reason);
         break;
     case REMUS_FRAME_STOPPED:
@@ -816,7 +822,10 @@ static void secondary_watch(struct remus_run *r)
         else if (s->first_run)
             remus_run_post(r, RE_FAILED, 0, 0, "the copy ended while it resumed (reason %u)",
                            reason);
-        /* Otherwise the primary's guest is about to do the same, or the next checkpoint repairs it. */
+        /*
+         * Otherwise the primary's guest is about to do the same, or the next checkpoint repairs
+         * it.
+         */
         break;
     }
 }

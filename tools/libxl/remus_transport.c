@@ -80,7 +80,7 @@ int remus_secret_parse(uint8_t secret[REMUS_SECRET_BYTES], const char *text)
     return 0;
 }
 
-/* ---- ssh --------------------------------------------------------------------------------------- */
+/* ---- ssh ---------------------------------------------------------------------------------- */
 
 /* In the child, between fork and exec. */
 static void become_ssh(const char *ssh, const char *host, const char *command, int in, int out)
@@ -194,7 +194,7 @@ void remus_host_address(char *out, size_t room, const char *host)
     snprintf(out, room, "%.*s", (int)length, host);
 }
 
-/* ---- TCP ---------------------------------------------------------------------------------------- */
+/* ---- TCP ---------------------------------------------------------------------------------- */
 
 int remus_address_parse(const char *text, char *addr, size_t room, uint16_t *port)
 {

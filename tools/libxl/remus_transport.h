@@ -19,7 +19,9 @@
 #include "xen/include/public/remus.h"
 
 #define REMUS_ERROR_BYTES        256u
-/* How often a wrong opening is tolerated before the receiver gives up, and how long one may take. */
+/*
+ * How often a wrong opening is tolerated before the receiver gives up, and how long one may take.
+ */
 #define REMUS_OPEN_BAD_MAX       8u
 #define REMUS_OPEN_PENDING_MAX   4u
 #define REMUS_OPEN_DEADLINE_MS   5000u

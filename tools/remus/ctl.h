@@ -22,13 +22,14 @@
 
 enum ctl_type {
     /* coordinator -> colo-proxyd */
-    CTL_INPUT_STOP = 1,   /* hold the guest's input from now on; answered by INPUT_STOPPED when every
-                             earlier verdict is out and copied to the channel */
-    CTL_CUT,              /* guest is stopped and its tx rings are drained: read the queues empty; all
-                             output so far belongs to ctl_msg.epoch, later output to epoch + 1; input
-                             flows again, tagged epoch + 1; answered by CUT_DONE */
+    CTL_INPUT_STOP = 1,   /* hold the guest's input from now on; answered by INPUT_STOPPED when
+                             every earlier verdict is out and copied to the channel */
+    CTL_CUT,              /* guest is stopped and its tx rings are drained: read the queues empty;
+                             all output so far belongs to ctl_msg.epoch, later output to
+                             epoch + 1; input flows again, tagged epoch + 1; answered by CUT_DONE */
     CTL_RELEASE,          /* epoch acknowledged: let go every held output of epochs <= epoch */
-    CTL_HOLD,             /* stop releasing by comparison (secondary lost, not yet known to be out) */
+    /* stop releasing by comparison (secondary lost, not yet known to be out) */
+    CTL_HOLD,
     CTL_UNPROTECT,        /* let everything held go, accept all from now on, answer UNPROTECTED */
     CTL_FENCE,            /* drop everything held, drop all from now on, answer FENCED */
     CTL_INPUT_GO,         /* input flows again without a cut (a checkpoint that was given up) */
@@ -36,8 +37,8 @@ enum ctl_type {
     CTL_ATTACH = 32,      /* struct ctl_attach[] follows: guest paused, memory and tables replaced;
                              (re)attach at the rings' present state; epoch = the one that runs now;
                              answered by ATTACHED */
-    CTL_DETACH,           /* guest paused: touch no ring until ATTACH; input of epochs <= epoch that was
-                             not injected is to be forgotten; answered by DETACHED */
+    CTL_DETACH,           /* guest paused: touch no ring until ATTACH; input of epochs <= epoch
+                             that was not injected is to be forgotten; answered by DETACHED */
     CTL_GO,               /* guest is running: inject and drain */
     CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
                              first what never matched, then announce; answered by ACTIVE */
@@ -48,7 +49,8 @@ enum ctl_type {
     CTL_READY = 96,
     CTL_INPUT_STOPPED, CTL_CUT_DONE, CTL_UNPROTECTED, CTL_FENCED,
     CTL_ATTACHED, CTL_DETACHED, CTL_ACTIVE,
-    CTL_CHECKPOINT,       /* proxyd: comparison wants one; code = enum ctl_why; text says which flow */
+    /* proxyd: comparison wants one; code = enum ctl_why; text says which flow */
+    CTL_CHECKPOINT,
     CTL_CHANNEL_LOST,     /* the packet channel ended or broke; text */
     CTL_STATS,            /* struct ctl_stats follows */
     CTL_FAILED,           /* text; the daemon exits */
@@ -75,7 +77,8 @@ struct ctl_attach {
     uint32_t vif;         /* index */
     uint32_t tx_ref, rx_ref;
     uint32_t tx_port, rx_port;     /* the guest's ports; equal when not split */
-    uint32_t sg, gso4, gso6, csum6_offload; /* frontend features as written in xenstore; csum6 1 = ok */
+    /* frontend features as written in xenstore; csum6 1 = ok */
+    uint32_t sg, gso4, gso6, csum6_offload;
     uint32_t rx_copy;
     uint8_t  mac[6];
     uint8_t  reserved[2];
@@ -87,7 +90,8 @@ struct ctl_stats {        /* counters since start; gauges marked (g) */
     uint64_t released_equal, released_epoch;    /* proxyd: matched; by checkpoint */
     uint64_t held, held_bytes, held_max;        /* (g) (g) */
     uint64_t flows, flows_max;                  /* (g) */
-    uint64_t dropped_old, dropped_other;        /* old-epoch secondary output; everything else, each logged */
+    /* old-epoch secondary output; everything else, each logged */
+    uint64_t dropped_old, dropped_other;
     uint64_t checkpoints[CTL_WHY_COUNT];
     uint64_t delay_us_sum, delay_us_max;        /* primary output: from queue to release */
     uint64_t lag_us;                            /* (g) smoothed: primary's packet to secondary's */

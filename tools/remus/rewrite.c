@@ -442,8 +442,8 @@ static uint32_t load32(const uint8_t *at)
 }
 
 /*
- * An ICMP error quotes what the guest has sent, in the primary's numbers; guests ignore errors about
- * numbers that they have not sent (RFC 5927), and would miss the path's MTU.  The quotation's
+ * An ICMP error quotes what the guest has sent, in the primary's numbers; guests ignore errors
+ * about numbers that they have not sent (RFC 5927), and would miss the path's MTU.  The quotation's
  * sequence number is translated: RFC 792 promises 8 bytes of TCP header.
  */
 static void input_icmp(struct rewrite *rw, uint8_t *frame, const struct packet *p)

@@ -227,7 +227,8 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
     WANT(!strcmp(remus_message_type(m), "hello"), "a hello was expected");
     WANT(remus_message_number(m, "protocol", UINT32_MAX, &protocol) &&
              protocol == REMUS_LINE_PROTOCOL,
-         "the primary's version of this package does not go with this one (%s): install the same on "
+         "the primary's version of this package does not go with this one (%s): install the same "
+         "on "
          "both hosts", REMUS_VERSION);
     WANT(copy_text(m, "name", r->guest.name, sizeof(r->guest.name)) && r->guest.name[0] &&
              !strchr(r->guest.name, '/'),
@@ -356,7 +357,7 @@ static int start(struct receiver *r)
               : 0;
 }
 
-/* ---- Running ----------------------------------------------------------------------------------- */
+/* ---- Running ------------------------------------------------------------------------------ */
 
 static void take_status(struct receiver *r, struct remus_status *status)
 {
@@ -484,7 +485,7 @@ static void supervise(struct receiver *r, int signal_fd)
     }
 }
 
-/* ---- The end ------------------------------------------------------------------------------------- */
+/* ---- The end ------------------------------------------------------------------------------ */
 
 /* The worker died: a copy that had not taken over must not stay. */
 static void remove_copy(struct receiver *r)

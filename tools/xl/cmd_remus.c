@@ -169,7 +169,7 @@ out:
     return code;
 }
 
-/* ---- The receiver ------------------------------------------------------------------------------ */
+/* ---- The receiver ------------------------------------------------------------------------- */
 
 static void receiver_refused(struct supervisor *s, const struct remus_message *m,
                              struct remus_refusals *out)
@@ -403,7 +403,7 @@ static int connect_data(struct supervisor *s)
     return code;
 }
 
-/* ---- Running ------------------------------------------------------------------------------------- */
+/* ---- Running ------------------------------------------------------------------------------ */
 
 static int start(struct supervisor *s)
 {
@@ -605,7 +605,7 @@ static void supervise(struct supervisor *s, int signal_fd)
     }
 }
 
-/* ---- The end ---------------------------------------------------------------------------------------- */
+/* ---- The end ------------------------------------------------------------------------------ */
 
 static int end(struct supervisor *s, int code, const char *name, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
@@ -633,8 +633,8 @@ static int yield_guest(struct supervisor *s)
     worker_reap(&s->worker);
     if (rescue_destroy(s->guest.domid, name, say_rescue, s))
         return end(s, XL_FENCED, "fenced",
-                   "%s runs on %s now; the one here is fenced but not gone; run: xl destroy %s", name,
-                   s->o.host, name);
+                   "%s runs on %s now; the one here is fenced but not gone; run: xl destroy %s",
+                   name, s->o.host, name);
     return end(s, XL_FENCED, "fenced", "%s runs on %s now; the one here was destroyed", name,
                s->o.host);
 }
@@ -669,7 +669,8 @@ static int worker_died(struct supervisor *s, int status)
     }
     (void)rescue_resume(s->guest.domid, name, false, say_rescue, s);
     return end(s, XL_UNDECIDED, "undecided",
-               "%s runs, but cut off from its network, because %s does not answer and may have taken "
+               "%s runs, but cut off from its network, because %s does not answer and may have "
+               "taken "
                "over. If it has: xl destroy %s. If it is off, or has no %s: xl remus --release %s",
                name, s->o.host, name, name, name);
 }
@@ -722,7 +723,7 @@ static int conclude(struct supervisor *s)
     return end(s, XL_UNPROTECTED, "failed", "%s runs unprotected: %s", name, s->result.reason);
 }
 
-/* ---- Beginning --------------------------------------------------------------------------------------- */
+/* ---- Beginning ---------------------------------------------------------------------------- */
 
 /* xl remus --release: after exit status 7, when the operator knows that HOST is out. */
 static int release(struct supervisor *s)

@@ -21,7 +21,9 @@ int cmd_remus(int argc, char **argv);
 int cmd_remus_receive(int argc, char **argv);
 int cmd_remus_status(int argc, char **argv);
 
-/* Directory of the daemons: given (--libexec), beside this program, or where they were installed. */
+/*
+ * Directory of the daemons: given (--libexec), beside this program, or where they were installed.
+ */
 void libexec_directory(char *out, size_t room, const char *given);
 /* Appends to /var/log/xen/remus-NAME.log; -1 when that cannot be. */
 int open_log(const char *name, char *path, size_t room);

@@ -119,7 +119,8 @@ void display_bar(char *out, size_t room, unsigned int columns, const struct remu
         snprintf(left, sizeof(left), "  %u:%02u left", (unsigned int)(seconds / 60 % 6000),
                  (unsigned int)(seconds % 60));
     }
-    snprintf(tail, sizeof(tail), " %3u %%  pass %u%s%s%s%s", percent, p->pass + 1, rate[0] ? "  " : "",
+    snprintf(tail, sizeof(tail), " %3u %%  pass %u%s%s%s%s", percent, p->pass + 1,
+             rate[0] ? "  " : "",
              rate, rate[0] ? "/s" : "", left);
     width = columns > strlen(tail) + 24 ? columns - (unsigned int)strlen(tail) - 20 : 0;
     if (width > 40)
@@ -154,7 +155,8 @@ void display_live(char *out, size_t room, unsigned int columns, const struct rem
         display_us(pause, sizeof(pause), s->pause_us);
         display_us(delay, sizeof(delay), s->output_delay_us);
         n = snprintf(out, room,
-                     "%s: %s  epoch %llu (%s)  dirty %llu  pause %s  held %llu  delay %s", s->domain,
+                     "%s: %s  epoch %llu (%s)  dirty %llu  pause %s  held %llu  delay %s",
+                     s->domain,
                      display_state(s), (unsigned long long)s->epoch, age,
                      (unsigned long long)s->dirty_pages, pause, (unsigned long long)s->held_packets,
                      delay);
@@ -168,7 +170,7 @@ void display_live(char *out, size_t room, unsigned int columns, const struct rem
         out[columns] = '\0';
 }
 
-/* ---- JSON -------------------------------------------------------------------------------------- */
+/* ---- JSON --------------------------------------------------------------------------------- */
 
 void display_status_fields(struct remus_object *o, const struct remus_status *s)
 {
@@ -256,7 +258,7 @@ static void print_object(struct display *d, struct remus_object *o)
     free(line);
 }
 
-/* ---- Showing ----------------------------------------------------------------------------------- */
+/* ---- Showing ------------------------------------------------------------------------------ */
 
 static unsigned int terminal_columns(FILE *f)
 {

@@ -96,7 +96,8 @@ static const struct {
     {'b', "-b (replicate to /dev/null) is not offered: a COLO copy must run somewhere, and a guest "
           "that looks protected but is not helps nobody; to measure, use a second host and make "
           "bench"},
-    {'N', "-N (a script that buffers output) is not used: colo-proxyd holds and compares the output "
+    {'N', "-N (a script that buffers output) is not used: colo-proxyd holds and compares the "
+          "output "
           "itself; leave it out"},
     {'p', "-p (userspace proxy) is always used, there is no kernel proxy; leave it out"},
     {'e', "-e (do not wait for the guest's end on HOST) is not offered: after a takeover the "

@@ -1,8 +1,8 @@
 /*
  * record.h: what xl remus-status reads: /run/xen/remus/DOMID.json, the newest status of a session,
  * replaced by rename so that a reader never sees half of one, and removed at the session's end.
- * DOMID.lock beside it is held by whoever runs the session: a record without a holder is of one that
- * died.
+ * DOMID.lock beside it is held by whoever runs the session: a record without a holder is of one
+ * that died.
  */
 #ifndef XL_RECORD_H
 #define XL_RECORD_H

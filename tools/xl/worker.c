@@ -17,8 +17,8 @@
 
 /*
  * Bytes of news that may wait in the socket before statuses and log lines are dropped.  It is a
- * fraction of what the socket holds, so that a supervisor that was stopped for a while loses some of
- * those, but neither of the two messages of which there is one; and nothing here ever blocks.
+ * fraction of what the socket holds, so that a supervisor that was stopped for a while loses some
+ * of those, but neither of the two messages of which there is one; and nothing here ever blocks.
  */
 #define WORKER_DROP_BYTES   (64 << 10)
 #define WORKER_SOCKET_BYTES (1 << 20)

@@ -5,7 +5,8 @@
  * session of its own, so that Ctrl-C does not reach it, and with nothing of the terminal open.
  * The worker tells log lines, statuses and the result over a packet socket, each one datagram of
  * plain data (same program, same host).  It outlives neither by accident:
- *  - worker dies: the supervisor sees the end of the socket without a result (worker_reap says how);
+ *  - worker dies: the supervisor sees the end of the socket without a result (worker_reap says
+ *  how);
  *  - supervisor dies: a primary's worker ends protection in order, since nobody would be left to
  *    repair after it; a secondary's goes on, since the link is what counts there.
  */

@@ -546,7 +546,8 @@ class Driver:
             self.outputs.clear()
         pings = [o for o in taken if o.frame[12:14] == b"\x08\x00" and o.frame[23] == 1 and
                  not o.frame[34]]
-        return {"count": len(taken), "pings": len(pings), "seen": self.seen, "ids": [o.id for o in taken][-20:],
+        return {"count": len(taken), "pings": len(pings), "seen": self.seen,
+                "ids": [o.id for o in taken][-20:],
                 "epochs": sorted({o.epoch for o in taken}), "gso": sum(bool(o.gso) for o in taken)}
 
     def do_sleep(self, seconds):

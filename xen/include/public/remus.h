@@ -34,7 +34,8 @@ struct remus_open {                 /* primary -> secondary, first bytes on each
 #define REMUS_EPOCH_BYTES_MAX    (1ull << 36) /* payload bytes of one epoch, all frames */
 
 struct remus_frame {                /* precedes every payload on the link */
-    uint32_t type;                  /* REMUS_FRAME_*; values with REMUS_FRAME_OPTIONAL may be skipped */
+    /* REMUS_FRAME_*; values with REMUS_FRAME_OPTIONAL may be skipped */
+    uint32_t type;
     uint32_t length;                /* payload bytes, <= REMUS_FRAME_MAX */
     uint64_t epoch;                 /* the epoch it belongs to, below 2^32; 0 where none */
     uint64_t checksum;              /* XXH3-64 of the payload, seed = type ^ (epoch << 32) */
@@ -88,7 +89,8 @@ struct remus_heartbeat {
 };
 
 #define REMUS_PAGES_PER_FRAME    240u
-struct remus_pages {                /* then uint64_t gfn[count]; then, per page that is not zero, 4096 bytes */
+/* then uint64_t gfn[count]; then, per page that is not zero, 4096 bytes */
+struct remus_pages {
     uint32_t count;                 /* 1..REMUS_PAGES_PER_FRAME */
     uint32_t reserved;
 };
@@ -100,7 +102,8 @@ enum remus_record_type {
     REMUS_RECORD_HVM_CONTEXT = 1,   /* as XEN_DOMCTL_gethvmcontext gives it */
     REMUS_RECORD_GRANT_V1    = 2,   /* grant_entry_v1_t[] from entry 0; GTF_reading/writing clear */
     REMUS_RECORD_EVTCHN      = 3,   /* struct remus_evtchn[] from port 0 */
-    REMUS_RECORD_FRONTENDS   = 4,   /* struct remus_text: path NUL value NUL ..., relative to the domain */
+    /* struct remus_text: path NUL value NUL ..., relative to the domain */
+    REMUS_RECORD_FRONTENDS   = 4,
     REMUS_RECORD_HASHES      = 5,   /* --verify: struct remus_hash[] of every RAM page */
     REMUS_RECORD_HVM_PARAMS  = 6,   /* struct remus_hvm_param[] */
 };
@@ -122,7 +125,8 @@ struct remus_hvm_param { uint64_t index; uint64_t value; };
 struct remus_epoch_end {
     uint64_t pages;                 /* pages carried by this epoch */
     uint64_t records;               /* complete records */
-    uint64_t checksum;              /* chain over the frame checksums of the epoch, see protocol.md */
+    /* chain over the frame checksums of the epoch, see protocol.md */
+    uint64_t checksum;
     uint64_t suspended_us;          /* how long the primary's guest was stopped */
 };
 struct remus_applied {
