@@ -219,9 +219,12 @@ int xc_sr_primary_open(struct xc_sr_primary **out, const struct xc_sr_handles *h
 /* Extra pages to carry in every epoch (rings of the backends): replaces the former list. */
 int xc_sr_primary_rings(struct xc_sr_primary *p, const uint32_t *grant_refs, unsigned int count)
     XC_SR_MUST_CHECK;
-/* True when req_prod, rsp_prod and req_cons say that the tx-like ring of this grant is drained. */
-int xc_sr_primary_ring_drained(struct xc_sr_primary *p, uint32_t grant_ref, bool *drained)
-    XC_SR_MUST_CHECK;
+/*
+ * Where the ring of this grant stands: how many requests the frontend has made and how many the
+ * backend has answered so far.  Equal on a transmit ring: it is drained.
+ */
+int xc_sr_primary_ring(struct xc_sr_primary *p, uint32_t grant_ref, uint32_t *requests,
+                       uint32_t *responses) XC_SR_MUST_CHECK;
 /*
  * Guest suspended.  Fills the epoch with dirty and always-dirty pages, HVM context, grant table,
  * event channel table.  -ESTALE: the physmap changed in a way that needs a new secondary.

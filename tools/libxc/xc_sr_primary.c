@@ -24,6 +24,7 @@ struct xc_sr_primary {
     struct xc_sr_grants grants;
     uint64_t always[XC_SR_ALWAYS_MAX];
     unsigned int always_fixed, always_count; /* fixed: those that are not rings */
+    uint64_t *staged;           /* --verify: one bit per gfn, pages of the present epoch */
     uint32_t context_room;
     unsigned int ports;         /* event channels in use at the last look */
     struct remus_evtchn evtchn[XC_SR_EVTCHN_MAX];
@@ -91,7 +92,8 @@ int xc_sr_primary_open(struct xc_sr_primary **out, const struct xc_sr_handles *h
     rc = xc_sr_dirty_begin(&p->dirty, h, p->physmap.gfns);
     if (rc)
         goto out;
-    rc = xc_sr_grants_map(&p->grants, h);
+    p->staged = calloc(p->physmap.gfns / 64 + 1, sizeof(*p->staged));
+    rc = p->staged ? xc_sr_grants_map(&p->grants, h) : -ENOMEM;
     if (rc) {
         xc_sr_log(h, XC_SR_ERROR, "cannot map the grant table of domain %u: %s", h->domid,
                   strerror(-rc));
@@ -138,7 +140,8 @@ int xc_sr_primary_rings(struct xc_sr_primary *p, const uint32_t *refs, unsigned 
     return 0;
 }
 
-int xc_sr_primary_ring_drained(struct xc_sr_primary *p, uint32_t ref, bool *drained)
+int xc_sr_primary_ring(struct xc_sr_primary *p, uint32_t ref, uint32_t *requests,
+                       uint32_t *responses)
 {
     const volatile RING_IDX *ring;
     uint64_t gfn;
@@ -151,7 +154,8 @@ int xc_sr_primary_ring_drained(struct xc_sr_primary *p, uint32_t ref, bool *drai
         return rc;
     /* req_prod, req_event, rsp_prod, rsp_event: the head that all rings share (xen/io/ring.h) */
     ring = page;
-    *drained = ring[0] == ring[2];
+    *requests = ring[0];
+    *responses = ring[2];
     return 0;
 }
 
@@ -169,22 +173,27 @@ static int stage_page(struct xc_sr_primary *p, struct xc_sr_epoch *e, uint64_t g
     return rc;
 }
 
+/*
+ * Rings first, then the bitmap, then data: a response that the copied ring shows has its data marked
+ * in the bitmap already (netback marks before it responds).  What comes later is the next epoch's.
+ */
 static int stage_pages(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 {
     uint64_t word, words = (p->physmap.gfns + 63) / 64;
     unsigned int i;
     int rc;
 
-    rc = xc_sr_dirty_read_clean(&p->dirty);
-    if (rc)
-        return rc;
     for (i = 0; i < p->always_count; i++) {
-        if (p->always[i] < p->dirty.gfns)
-            p->dirty.bits[p->always[i] / 64] &= ~(1ull << (p->always[i] % 64));
         rc = stage_page(p, e, p->always[i]);
         if (rc)
             return rc;
     }
+    rc = xc_sr_dirty_read_clean(&p->dirty);
+    if (rc)
+        return rc;
+    for (i = 0; i < p->always_count; i++)
+        if (p->always[i] < p->dirty.gfns)
+            p->dirty.bits[p->always[i] / 64] &= ~(1ull << (p->always[i] % 64));
     for (word = 0; word < words; word++) {
         uint64_t bits = p->dirty.bits[word] & p->physmap.present[word];
 
@@ -260,10 +269,15 @@ static int stage_tables(struct xc_sr_primary *p, struct xc_sr_epoch *e)
     return 0;
 }
 
-/* --verify: what every page of the guest is now, for the other side to compare with. */
+/*
+ * --verify: what every page of the guest is, for the other side to compare with.  Pages of the epoch
+ * count as they were copied; dom0 may write to others even now (netback has a packet left), which
+ * belongs to the next epoch: those are marked dirty again and left out.
+ */
 static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 {
-    uint64_t word, words = (p->physmap.gfns + 63) / 64, n = 0;
+    uint64_t word, words = (p->physmap.gfns + 63) / 64, n = 0, i, kept = 0;
+    struct xc_sr_record *record;
     struct remus_hash *hash;
     uint8_t *body;
     int rc;
@@ -274,9 +288,14 @@ static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
                                 (uint32_t)(p->physmap.pages * sizeof(*hash)), &body);
     if (rc)
         return rc;
+    record = &e->records[e->record_count - 1];
     hash = (struct remus_hash *)body;
+    memset(p->staged, 0, words * sizeof(*p->staged));
+    for (i = 0; i < e->pages; i++)
+        if (e->gfns[i] < p->physmap.gfns)
+            xc_sr_set_bit(p->staged, e->gfns[i]);
     for (word = 0; word < words; word++) {
-        uint64_t bits = p->physmap.present[word];
+        uint64_t bits = p->physmap.present[word] & ~p->staged[word];
 
         for (; bits; bits &= bits - 1) {
             void *page;
@@ -289,6 +308,19 @@ static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
             n++;
         }
     }
+    rc = xc_sr_dirty_peek(&p->dirty);
+    if (rc)
+        return rc;
+    for (i = 0; i < n; i++)
+        if (!xc_sr_bit(p->dirty.bits, hash[i].gfn))
+            hash[kept++] = hash[i];
+    for (i = 0; i < e->pages; i++) {
+        if (e->gfns[i] >= p->physmap.gfns || !xc_sr_bit(p->physmap.present, e->gfns[i]))
+            continue;           /* shared_info: the wall clock in it is each host's own */
+        hash[kept].gfn = e->gfns[i];
+        hash[kept++].hash = XXH3_64bits(e->data + i * XC_SR_PAGE_BYTES, XC_SR_PAGE_BYTES);
+    }
+    record->length = (uint32_t)(kept * sizeof(*hash));
     return 0;
 }
 
@@ -343,5 +375,6 @@ void xc_sr_primary_close(struct xc_sr_primary *p, bool disable_log_dirty)
         xc_sr_dirty_end(&p->dirty, disable_log_dirty);
     xc_sr_grants_unmap(&p->grants);
     xc_sr_physmap_free(&p->physmap);
+    free(p->staged);
     free(p);
 }

@@ -381,8 +381,8 @@ static uint64_t available_kb(void)
 /* The kernel loads this one at first use; whether it can is found out by doing so. */
 static int load_module(const char *name, const char *sign)
 {
-    char program[] = "modprobe", quiet[] = "-q", module[32], *args[] = {program, quiet, module, "
-                                        "NULL};
+    char program[] = "modprobe", quiet[] = "-q", module[32];
+    char *args[] = {program, quiet, module, NULL};
     pid_t pid;
     int status;
 

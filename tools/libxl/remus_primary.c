@@ -26,6 +26,8 @@
 #define COPY_PIPE_BYTES     (1 << 20)
 #define COPY_CHUNK          (256u << 10)
 #define DRAIN_SPINS         40u
+#define DRAIN_SPIN_US       50u
+#define QUIET_SPINS         3u      /* looks in a row that find nothing new on the rings */
 #define QUEUE_BASE          1000u   /* NFQUEUE numbers: QUEUE_BASE + 2 * (domid * vifs + index) */
 #define EPOCH_AHEAD         (1u << 20)  /* what a heartbeat may have to wait behind */
 #define CONTROL_MS          5000
@@ -63,6 +65,8 @@ struct primary {
     /* checkpoint */
     bool suspend_asked, suspended;
     uint64_t suspended_us, sent_us, acked_us;
+    uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
+    unsigned int quiet_spins;
     struct remus_epoch_encoder encoder;
     bool sending;
     uint64_t frontends_read_us;
@@ -396,31 +400,43 @@ static void stop_input(struct primary *p)
 
 static void on_drain_timer(uv_timer_t *timer);
 
+/*
+ * The transmit rings are empty, and the receive rings have stood still for a while: netback may have
+ * taken a frame that colo-proxyd let through just before INPUT_STOP and not yet put it on the ring.
+ */
 static void drain(struct primary *p)
 {
     struct remus_run *r = &p->run;
     unsigned int i, spins;
 
     for (spins = 0; spins < DRAIN_SPINS; spins++) {
-        bool all = true;
+        bool quiet = true;
 
         for (i = 0; i < p->vif_count; i++) {
-            bool drained = false;
-            int rc = xc_sr_primary_ring_drained(p->sr, p->vifs[i].attach.tx_ref, &drained);
+            uint32_t requests, responses, received;
+            int rc = xc_sr_primary_ring(p->sr, p->vifs[i].attach.tx_ref, &requests, &responses);
 
+            if (!rc && requests != responses)
+                quiet = false;
+            if (!rc)
+                rc = xc_sr_primary_ring(p->sr, p->vifs[i].attach.rx_ref, &requests, &received);
             if (rc) {
                 remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
-                               "cannot look at the transmit ring of %s: %s", p->vifs[i].netdev,
+                               "cannot look at the rings of %s: %s", p->vifs[i].netdev,
                                strerror(-rc));
                 return;
             }
-            all = all && drained;
+            if (received != p->received[i])
+                quiet = false;
+            p->received[i] = received;
         }
-        if (all) {
+        p->quiet_spins = quiet ? p->quiet_spins + 1 : 0;
+        if (!p->vif_count || p->quiet_spins > QUIET_SPINS) {
+            p->quiet_spins = 0;
             remus_run_post(r, RE_DRAINED, 0, 0, NULL);
             return;
         }
-        usleep(50);
+        usleep(DRAIN_SPIN_US);
     }
     uv_timer_start(&p->drain_timer, on_drain_timer, 1, 0);
 }
