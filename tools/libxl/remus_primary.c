@@ -401,8 +401,9 @@ static void stop_input(struct primary *p)
 static void on_drain_timer(uv_timer_t *timer);
 
 /*
- * The transmit rings are empty, and the receive rings have stood still for a while: netback may have
- * taken a frame that colo-proxyd let through just before INPUT_STOP and not yet put it on the ring.
+ * The transmit rings are empty, and the receive rings have stood still for a while: netback may
+ * have taken a frame that colo-proxyd let through just before INPUT_STOP and not yet put it on the
+ * ring.
  */
 static void drain(struct primary *p)
 {
