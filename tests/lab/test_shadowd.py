@@ -170,7 +170,7 @@ def test_after_failover_clients_reach_the_guest_and_old_connections_go_on(lab):
     equal((after[3]["answers"], after[4]), (5, True), "ping and ARP through the tap")
     equal(after[5]["flows"], 2, "connections that are being rewritten")
     check("announced 1 addresses" in shadow.log(), "no announcement")
-    equal(shadow.do("close a , close b")[0]["fin_at"], 0, "end of the connection")
+    equal(shadow.do("close a , close b , part")[0]["fin_at"], 0, "end of the connection")
 
     figures = lab.run_client(shadow.guest, 8, long=50, short=200, ping=100, udp=100,
                              bulk_down=500000, bulk_up=500000)["classes"]
@@ -197,7 +197,7 @@ def test_what_was_not_matched_is_sent_at_failover(lab):
 @deadline(900)
 def test_the_kernels_netback_takes_over_again(lab):
     shadow = Shadow(lab).attach()
-    shadow.do("failover")
+    shadow.do("failover , part")
     lab.run_client(shadow.guest, 2, long=50, ping=100)
     client = lab.client(shadow.guest, long=50)
     client.wait_answers(10)

@@ -9,13 +9,20 @@
  * walk over guest memory; its bytes come to the loop through a pipe, which is also the
  * back-pressure.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
+
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 
 #include "tools/libxl/remus_run.h"
 #include "tools/remus/nftrules.h"
@@ -47,6 +54,7 @@ struct primary {
     pid_t minders[REMUS_XL_PIDS_MAX];
     unsigned int minder_count;
     bool rules_in;
+    int own_fd[REMUS_VIFS_MAX];     /* see own_frames */
 
     /* initial copy */
     pthread_t thread;
@@ -66,7 +74,7 @@ struct primary {
     bool suspend_asked, suspended;
     uint64_t suspended_us, sent_us, acked_us;
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
-    unsigned int quiet_spins;
+    unsigned int quiet_spins, undrained_vif, undrained;
     struct remus_epoch_encoder encoder;
     bool sending;
     uint64_t frontends_read_us;
@@ -353,12 +361,44 @@ static uint16_t queue_number(const struct primary *p, unsigned int i)
     return (uint16_t)(QUEUE_BASE + 2 * (p->run.h.domid * REMUS_VIFS_MAX + i));
 }
 
+/*
+ * netback hands frames on with the guest's own pages in them and answers a request when the frame
+ * is freed.  NFQUEUE copies most of them first, but not those whose payload fits the tail of its
+ * message (net/core/skbuff.c, skb_zerocopy), and a held one of these would keep the ring from ever
+ * being drained.  A packet socket on the device makes the kernel copy every frame before it goes
+ * anywhere (net/core/dev.c, deliver_skb); this one accepts none.
+ */
+static int own_frames(const char *netdev, int *fd)
+{
+    struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+    struct sock_fprog filter = { .len = 1, .filter = &nothing };
+    struct sockaddr_ll address = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL) };
+    int rc = 0;
+
+    address.sll_ifindex = (int)if_nametoindex(netdev);
+    if (!address.sll_ifindex)
+        return -errno;
+    *fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (*fd < 0)
+        return -errno;
+    if (setsockopt(*fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) ||
+        bind(*fd, (struct sockaddr *)&address, sizeof(address)))
+        rc = -errno;
+    return rc;
+}
+
 static int rules_install(struct primary *p)
 {
     char error[200] = "";
     unsigned int i;
     int rc = 0;
 
+    for (i = 0; !rc && i < p->vif_count; i++) {
+        rc = own_frames(p->vifs[i].netdev, &p->own_fd[i]);
+        if (rc)
+            snprintf(error, sizeof(error), "no packet socket on %s: %s", p->vifs[i].netdev,
+                     strerror(-rc));
+    }
     for (i = 0; !rc && i < p->vif_count; i++)
         rc = remus_nft_protect(p->vifs[i].netdev, queue_number(p, i),
                                (uint16_t)(queue_number(p, i) + 1), error, sizeof(error));
@@ -377,6 +417,9 @@ static void rules_remove(struct primary *p)
     for (i = 0; i < p->vif_count; i++) {
         char error[200] = "";
 
+        if (p->own_fd[i] >= 0)
+            close(p->own_fd[i]);
+        p->own_fd[i] = -1;
         if (remus_nft_unprotect(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "the rules of %s stay: %s; to remove them: "
                           "nft delete table bridge remus", p->vifs[i].netdev, error);
@@ -417,8 +460,11 @@ static void drain(struct primary *p)
             uint32_t requests, responses, received;
             int rc = xc_sr_primary_ring(p->sr, p->vifs[i].attach.tx_ref, &requests, &responses);
 
-            if (!rc && requests != responses)
+            if (!rc && requests != responses) {
                 quiet = false;
+                p->undrained_vif = i;
+                p->undrained = requests - responses;
+            }
             if (!rc)
                 rc = xc_sr_primary_ring(p->sr, p->vifs[i].attach.rx_ref, &requests, &received);
             if (rc) {
@@ -434,6 +480,7 @@ static void drain(struct primary *p)
         p->quiet_spins = quiet ? p->quiet_spins + 1 : 0;
         if (!p->vif_count || p->quiet_spins > QUIET_SPINS) {
             p->quiet_spins = 0;
+            p->undrained = 0;
             remus_run_post(r, RE_DRAINED, 0, 0, NULL);
             return;
         }
@@ -476,7 +523,12 @@ static void stage(struct primary *p, uint64_t number)
 static void resume(struct primary *p)
 {
     struct remus_run *r = &p->run;
-    int rc = xc_sr_resume(&r->h);
+    int rc;
+
+    if (p->undrained && r->core.state == RP_RESUME)
+        remus_run_log(r, XC_SR_DEBUG, "%s: %u requests of the transmit ring were not answered",
+                      p->vifs[p->undrained_vif].netdev, p->undrained);
+    rc = xc_sr_resume(&r->h);
 
     if (rc == -ESHUTDOWN || rc == -ESRCH) {
         look_at_guest(p);
@@ -871,6 +923,7 @@ int remus_primary_run(const struct remus_session_params *params,
         return -ENOMEM;
     r = &p->run;
     p->copy_pipe[0] = p->copy_pipe[1] = -1;
+    memset(p->own_fd, -1, sizeof(p->own_fd));
     rc = remus_run_init(r, params, &primary_ops, result, p);
     if (rc)
         goto out;

@@ -316,8 +316,12 @@ class Driver:
             self.news.notify_all()
 
     def read_wire(self):
+        wire = self.wire
         while True:
-            frame = self.wire.recv(70000)
+            try:
+                frame = wire.recv(70000)
+            except OSError:
+                return           # the interface is gone
             if frame[6:12] == PEER_MAC:
                 continue
             if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1" and \
@@ -631,6 +635,10 @@ class Driver:
         self.expect(ACTIVE)
         os.close(tap)
         return {"ms": (time.monotonic() - start) * 1000}
+
+    def do_part(self):
+        """The peer's interface goes: its slow reading of the bridge would spoil every figure."""
+        run("ip", "link", "del", "peer0")
 
     def do_leave(self):
         """Closes the control socket and the channel; is colo-shadowd still there after a second?"""
