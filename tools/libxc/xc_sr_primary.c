@@ -174,8 +174,8 @@ static int stage_page(struct xc_sr_primary *p, struct xc_sr_epoch *e, uint64_t g
 }
 
 /*
- * Rings first, then the bitmap, then data: a response that the copied ring shows has its data marked
- * in the bitmap already (netback marks before it responds).  What comes later is the next epoch's.
+ * Rings first, then the bitmap, then data: a response that the copied ring shows has its data
+ * marked in the bitmap already (netback marks before it responds).  What comes later is the next epoch's.
  */
 static int stage_pages(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 {
@@ -242,7 +242,7 @@ static int stage_tables(struct xc_sr_primary *p, struct xc_sr_epoch *e)
         return rc;
     xc_sr_grants_copy_out(&p->grants, body);
 
-    /* A hypercall for each port: a new one is the lowest free, so it shows just behind the last. */
+    /* A hypercall for each port; a new one is the lowest free, so it shows behind the last. */
     rc = xc_sr_evtchn_read(p->h, p->evtchn, p->ports + 2 < XC_SR_EVTCHN_MAX
                            ? p->ports + 2 : XC_SR_EVTCHN_MAX, &ports);
     if (!rc && ports > p->ports)
@@ -270,8 +270,8 @@ static int stage_tables(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 }
 
 /*
- * --verify: what every page of the guest is, for the other side to compare with.  Pages of the epoch
- * count as they were copied; dom0 may write to others even now (netback has a packet left), which
+ * --verify: what every page of the guest is, for the other side to compare with.  Pages of the
+ * epoch count as they were copied; dom0 may write to others even now (netback has a packet left), which
  * belongs to the next epoch: those are marked dirty again and left out.
  */
 static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
