@@ -175,7 +175,8 @@ static int stage_page(struct xc_sr_primary *p, struct xc_sr_epoch *e, uint64_t g
 
 /*
  * Rings first, then the bitmap, then data: a response that the copied ring shows has its data
- * marked in the bitmap already (netback marks before it responds).  What comes later is the next epoch's.
+ * marked in the bitmap already (netback marks before it responds).  What comes later is the next
+ * epoch's.
  */
 static int stage_pages(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 {
@@ -271,8 +272,8 @@ static int stage_tables(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 
 /*
  * --verify: what every page of the guest is, for the other side to compare with.  Pages of the
- * epoch count as they were copied; dom0 may write to others even now (netback has a packet left), which
- * belongs to the next epoch: those are marked dirty again and left out.
+ * epoch count as they were copied; dom0 may write to others even now (netback has a packet left),
+ * which belongs to the next epoch: those are marked dirty again and left out.
  */
 static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
 {
