@@ -40,7 +40,13 @@ DEADLINE_S = 300
 CLEAN_HOST = r"""
 pkill -KILL -x 'colo-.*|remus-.*|sampler|xl|libxl-save-help'
 for id in $(xenstore-list /local/domain); do
-    [ "$id" = 0 ] || xl destroy "$id"
+    [ "$id" = 0 ] && continue
+    # A vif that colo-shadowd served has no driver that would close it: libxl waits 10 s for that.
+    for vif in $(xenstore-list /local/domain/0/backend/vif/$id 2>/dev/null); do
+        [ -e /sys/bus/xen-backend/drivers/vif/vif-$id-$vif ] ||
+            xenstore-write /local/domain/0/backend/vif/$id/$vif/state 6
+    done
+    xl destroy "$id"
 done
 for path in /sys/class/net/*; do
     dev=${path##*/}

@@ -553,9 +553,12 @@ static void take_over(struct secondary *s)
 static void mind(struct secondary *s, const struct remus_action *a)
 {
     struct remus_run *r = &s->run;
+    char path[64];
     unsigned int i;
 
     s->active = true;
+    snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u", r->h.domid);
+    xs_watch(r->xs, path, "closing");
     remus_run_link_close(r);
     xc_sr_secondary_close(s->sr, true);
     s->sr = NULL;
@@ -571,6 +574,28 @@ static void mind(struct secondary *s, const struct remus_action *a)
     remus_run_status(r, true);
     if (r->p->active)
         r->p->active(r->p->arg, r->h.domid);
+}
+
+/*
+ * libxl asks a backend to close by its state node and waits for the answer, which the kernel's
+ * driver would give: xl destroy would hang for ten seconds.
+ */
+static void answer_closing(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    unsigned int i;
+
+    for (i = 0; i < s->vif_count; i++) {
+        char path[80], *state;
+        unsigned int length;
+
+        snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u/%u/state", r->h.domid,
+                 s->vifs[i].attach.vif);
+        state = xs_read(r->xs, XBT_NULL, path, &length);
+        if (state && !strcmp(state, "5"))
+            xs_write(r->xs, XBT_NULL, path, "6", 1);
+        free(state);
+    }
 }
 
 static void mind_end(struct secondary *s, uint32_t reason)
@@ -809,6 +834,8 @@ static void secondary_watch(struct remus_run *r)
 
     if (!r->h.domid)
         return;
+    if (s->active)
+        answer_closing(s);
     switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
     case REMUS_GUEST_RUNS:
         break;
