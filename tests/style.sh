@@ -81,7 +81,7 @@ done | rule "manual page with errors"
 # Nothing of the machine it was written on: paths of a checkout, hosts of package mirrors.
 here=$(pwd)
 hosts=$(grep -rhoE 'https?://[^/ ]+' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null |
-        sed -E 's,https?://,,' | sort -u | grep -v '^deb.debian.org$\|^security.debian.org$')
+        sed -E 's,https?://,,' | sort -u)
 {
     grep -nF -- "$here" "${sources[@]}" "${texts[@]}" Makefile
     for h in $hosts; do grep -nF -- "$h" "${sources[@]}" "${texts[@]}" Makefile; done
