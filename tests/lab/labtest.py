@@ -13,6 +13,7 @@ is needed to understand a failure is saved below build/lab/results/LAB/NAME/. Th
 is 0 only if every test passed.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import importlib.util
@@ -421,8 +422,13 @@ def report_failure(lab, reason):
 
 
 def main(argv, default_file=None):
-    keep, only_list = "--keep" in argv, "--list" in argv
-    words = [a for a in argv if not a.startswith("--")]
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the lab up at the end")
+    parser.add_argument("--list", action="store_true", help="print the tests' names, run nothing")
+    parser.add_argument("words", nargs="*", metavar="FILE|NAME")
+    options = parser.parse_args(argv)
+    words, keep, only_list = options.words, options.keep, options.list
     here = common.LAB_DIR
     paths = [w for w in words if w.endswith(".py")]
     names = [w for w in words if not w.endswith(".py")]
