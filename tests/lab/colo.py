@@ -1,7 +1,6 @@
 """What session tests, demo and benchmarks share: starting protection and watching it."""
 
 import json
-import re
 import signal
 import subprocess
 import time
@@ -59,8 +58,13 @@ class Session:
             return status and status["checkpoints"] >= count and status
         return wait(probe, timeout_s, "%d checkpoints" % count, 1)
 
-    def wait_log(self, pattern, timeout_s):
-        return wait(lambda: re.search(pattern, self.log()), timeout_s, pattern, 0.2)
+    def wait_copying(self, pages=2000, timeout_s=90):
+        """Until the initial copy has sent some pages, and is not done."""
+        def probe():
+            status = self.status()
+            return status and status["copy"]["pages_done"] >= pages and status
+        status = wait(probe, timeout_s, "%d pages of the initial copy" % pages, 0.1)
+        check(not status["protected"] and status["epoch"] == 0, "the copy is done already")
 
     def wait_end(self, timeout_s=60):
         """Exit status of xl remus."""

@@ -59,6 +59,7 @@ for path in /sys/class/net/*; do
 done
 for dev in client repl; do tc qdisc del dev $dev root; done
 nft flush ruleset
+rm -f /run/xen/remus/*.json
 i=0
 while left=$(xl list | awk 'NR > 1 && $2 > 0'); [ -n "$left" ] && [ "$i" -lt 20 ]; do
     i=$((i + 1))

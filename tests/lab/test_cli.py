@@ -304,7 +304,11 @@ def test_a_session_is_shown_and_ends_in_order_on_ctrl_c(lab):
     end = ended(process, 0, "stopped")
     check("g1 runs unprotected" in end["reason"], end)
     nothing_left(lab, guest)
+    # What a killed session recorded of a domain that is gone misleads nobody.
+    stale = "/run/xen/remus/999.json"
+    lab.execute("a", "echo '{\"domain\":\"g1\"}' >" + stale)
     refused(lab, "xl remus-status g1", "not protected")
+    equal(lab.execute("a", "ls %s; true" % stale).stdout, "", "stale record")
 
 
 @deadline(400)

@@ -182,7 +182,7 @@ def test_the_guest_runs_on_when_the_secondary_dies_during_the_initial_copy(lab):
     guest = lab.guest("a")
     client = lab.client(guest, long=100)
     session = colo.Session(lab, guest)
-    session.wait_log(r"[1-9][0-9] %", 90)
+    session.wait_copying()
     lab.kill("b")
     equal(session.wait_end(180), 3, "exit status of xl remus")
     client.wait_answers(15)
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_protection_and_the_guest_runs_on(lab):
 def test_ctrl_c_during_the_initial_copy(lab):
     guest = lab.guest("a")
     session = colo.Session(lab, guest)
-    session.wait_log(r"[1-9][0-9] %", 90)
+    session.wait_copying()
     equal(session.stop(), 0, "exit status of xl remus")
     equal(guest.ask(7000, "inc").split()[0], "1", "counter")
     colo.check_nothing_left(lab, "a", guest)

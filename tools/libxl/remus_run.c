@@ -213,8 +213,9 @@ static void on_period(uv_timer_t *timer)
         r->stop_seen = true;
         remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
     }
+    /* A secondary that was told to stop ends its daemon before it answers. */
     if (r->channel_lost_us && !r->channel_lost_told && !r->daemon.expected_to_end &&
-        remus_run_now_us() - r->channel_lost_us > CHANNEL_GRACE_US) {
+        r->core.state != RP_STOP && remus_run_now_us() - r->channel_lost_us > CHANNEL_GRACE_US) {
         r->channel_lost_told = true;
         remus_run_post(r, RE_LINK_LOST, 0, 0, "the packet channel to %s ended", r->p->peer);
     }

@@ -128,15 +128,37 @@ static void read_node(struct xs_handle *xs, uint32_t domid, const char *leaf, ch
     free(text);
 }
 
+/* Drops what killed sessions recorded of domains that are gone since; returns how many are left. */
+static unsigned int drop_stale(struct session *list, unsigned int count, char **domids,
+                               unsigned int domains)
+{
+    unsigned int i, k, kept = 0;
+
+    for (i = 0; i < count; i++) {
+        for (k = 0; k < domains && strtoul(domids[k], NULL, 10) != list[i].domid; k++)
+            ;
+        if (list[i].live || k < domains) {
+            list[kept++] = list[i];
+            continue;
+        }
+        record_remove(list[i].domid);
+        free(list[i].text);
+    }
+    return kept;
+}
+
 static unsigned int read_xenstore(struct session *list, unsigned int count)
 {
     struct xs_handle *xs = xs_open(0);
-    unsigned int domains = 0, i, known = count, k;
+    unsigned int domains = 0, i, known, k;
     char **names, text[32];
 
     if (!xs)
         return count;
     names = xs_directory(xs, XBT_NULL, "/local/domain", &domains);
+    if (names)
+        count = drop_stale(list, count, names, domains);
+    known = count;
     for (i = 0; names && i < domains && count < SESSIONS_MAX; i++) {
         struct session *s = &list[count];
         uint32_t domid = (uint32_t)strtoul(names[i], NULL, 10);
@@ -260,9 +282,9 @@ int cmd_remus_status(int argc, char **argv)
         free(list[i].text);
     free(list);
     if (domain && !live) {
-        if (!shown)
-            fprintf(stderr, "xl remus-status: %s is not protected, and no copy, on this host\n",
-                    domain);
+        fprintf(stderr, shown ? "xl remus-status: the session of %s has no process any more\n"
+                              : "xl remus-status: %s is not protected, and no copy, on this host\n",
+                domain);
         return XL_REFUSED;
     }
     if (!shown && !json)
