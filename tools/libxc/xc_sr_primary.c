@@ -305,7 +305,7 @@ static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
             rc = xc_sr_cache_get(p->params.cache, hash[n].gfn, &page);
             if (rc)
                 return rc;
-            hash[n].hash = XXH3_64bits(page, XC_SR_PAGE_BYTES);
+            hash[n].hash = XXH64(page, XC_SR_PAGE_BYTES, 0);
             n++;
         }
     }
@@ -319,7 +319,7 @@ static int stage_hashes(struct xc_sr_primary *p, struct xc_sr_epoch *e)
         if (e->gfns[i] >= p->physmap.gfns || !xc_sr_bit(p->physmap.present, e->gfns[i]))
             continue;           /* shared_info: the wall clock in it is each host's own */
         hash[kept].gfn = e->gfns[i];
-        hash[kept++].hash = XXH3_64bits(e->data + i * XC_SR_PAGE_BYTES, XC_SR_PAGE_BYTES);
+        hash[kept++].hash = XXH64(e->data + i * XC_SR_PAGE_BYTES, XC_SR_PAGE_BYTES, 0);
     }
     record->length = (uint32_t)(kept * sizeof(*hash));
     return 0;

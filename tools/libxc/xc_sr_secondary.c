@@ -428,7 +428,7 @@ static void verify(struct xc_sr_secondary *s, const struct xc_sr_record *record,
         void *page;
         int rc = xc_sr_cache_get(s->cache, hash[i].gfn, &page);
 
-        if (!rc && XXH3_64bits(page, XC_SR_PAGE_BYTES) == hash[i].hash)
+        if (!rc && XXH64(page, XC_SR_PAGE_BYTES, 0) == hash[i].hash)
             continue;
         if (rc || hash[i].gfn >= s->physmap.gfns) {
             if (stats->verify_bad++ == 0)
@@ -447,7 +447,7 @@ static void verify(struct xc_sr_secondary *s, const struct xc_sr_record *record,
                     first = b;
             }
         }
-        mirror_equal = XXH3_64bits(mirror, XC_SR_PAGE_BYTES) == hash[i].hash;
+        mirror_equal = XXH64(mirror, XC_SR_PAGE_BYTES, 0) == hash[i].hash;
         if (mirror_equal && differing && only_an_event(have, mirror, first, last))
             continue;
         if (stats->verify_bad++ == 0)

@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define XXH_STATIC_LINKING_ONLY /* a hash state on the stack */
 #include <xxhash.h>
 
 #include "tools/libxl/remus_proto.h"
@@ -37,7 +36,7 @@ static uint64_t frame_seed(uint32_t type, uint64_t epoch)
 /* One link of the chain of checksums that EPOCH_END closes. */
 static uint64_t chain(uint64_t checksums, uint64_t checksum)
 {
-    return XXH3_64bits_withSeed(&checksum, sizeof(checksum), checksums);
+    return XXH64(&checksum, sizeof(checksum), checksums);
 }
 
 /* ---- Encoding ------------------------------------------------------------------------------- */
@@ -48,7 +47,7 @@ void remus_frame_header(struct remus_frame *out, uint32_t type, uint64_t epoch,
     out->type = type;
     out->length = length;
     out->epoch = epoch;
-    out->checksum = XXH3_64bits_withSeed(length ? payload : "", length, frame_seed(type, epoch));
+    out->checksum = XXH64(length ? payload : "", length, frame_seed(type, epoch));
 }
 
 void remus_epoch_encode_begin(struct remus_epoch_encoder *enc, const struct xc_sr_epoch *epoch)
@@ -93,7 +92,6 @@ static void encode_pages(struct remus_epoch_encoder *enc, uint8_t *buffer, uint3
         .count = left < REMUS_PAGES_PER_FRAME ? (uint32_t)left : REMUS_PAGES_PER_FRAME,
     };
     const uint8_t *data = epoch->data + enc->page * XC_SR_PAGE_BYTES;
-    XXH3_state_t state;
 
     for (uint32_t i = 0; i < head.count; i++) {
         gfns[i] = epoch->gfns[enc->page + i] & REMUS_GFN_MASK;
@@ -107,18 +105,15 @@ static void encode_pages(struct remus_epoch_encoder *enc, uint8_t *buffer, uint3
     memcpy(at, gfns, head.count * sizeof(gfns[0]));
     at += head.count * sizeof(gfns[0]);
 
-    XXH3_INITSTATE(&state);
-    XXH3_64bits_reset_withSeed(&state, frame_seed(REMUS_FRAME_PAGES, epoch->number));
-    XXH3_64bits_update(&state, payload, (size_t)(at - payload));
     for (uint32_t i = 0; i < head.count; i++) {
         if (gfns[i] & REMUS_GFN_ZERO) {
             continue;
         }
         memcpy(at, data + (size_t)i * XC_SR_PAGE_BYTES, XC_SR_PAGE_BYTES);
-        XXH3_64bits_update(&state, at, XC_SR_PAGE_BYTES);
         at += XC_SR_PAGE_BYTES;
     }
-    checksum = XXH3_64bits_digest(&state);
+    checksum = XXH64(payload, (size_t)(at - payload), frame_seed(REMUS_FRAME_PAGES,
+                                                                epoch->number));
     enc->page += head.count;
     enc->checksums = chain(enc->checksums, checksum);
     put_header(enc, buffer, REMUS_FRAME_PAGES, (uint32_t)(at - payload), checksum, length);
@@ -140,7 +135,7 @@ static void encode_record(struct remus_epoch_encoder *enc, uint8_t *buffer, uint
         memcpy(payload + sizeof(head), record->body + enc->offset, body);
     }
     payload_bytes = (uint32_t)sizeof(head) + body;
-    checksum = XXH3_64bits_withSeed(payload, payload_bytes,
+    checksum = XXH64(payload, payload_bytes,
                                     frame_seed(REMUS_FRAME_RECORD, enc->epoch->number));
     enc->offset += body;
     if (enc->offset == record->length) {
@@ -162,7 +157,7 @@ static void encode_end(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_
 
     memcpy(buffer + sizeof(struct remus_frame), &end, sizeof(end));
     put_header(enc, buffer, REMUS_FRAME_EPOCH_END, sizeof(end),
-               XXH3_64bits_withSeed(&end, sizeof(end),
+               XXH64(&end, sizeof(end),
                                     frame_seed(REMUS_FRAME_EPOCH_END, enc->epoch->number)),
                length);
     enc->done = true;
@@ -199,7 +194,7 @@ struct remus_decoder {
     size_t hashed;               /* payload bytes of the present frame in the hash state */
     bool checked;                /* the header at start is whole and passed frame_check() */
     struct remus_frame frame;    /* that header */
-    XXH3_state_t *hash;
+    XXH64_state_t *hash;
     int rc;                      /* a bad stream stays bad */
     char error[160];
 };
@@ -215,7 +210,7 @@ int remus_decoder_new(struct remus_decoder **out)
         return -ENOMEM;
     }
     d->buffer = malloc(BUFFER_BYTES);
-    d->hash = XXH3_createState();
+    d->hash = XXH64_createState();
     if (!d->buffer || !d->hash) {
         remus_decoder_free(d);
         return -ENOMEM;
@@ -227,7 +222,7 @@ int remus_decoder_new(struct remus_decoder **out)
 void remus_decoder_free(struct remus_decoder *d)
 {
     if (d) {
-        XXH3_freeState(d->hash);
+        XXH64_freeState(d->hash);
         free(d->buffer);
         free(d);
     }
@@ -365,7 +360,7 @@ int remus_decoder_next(struct remus_decoder *d, struct remus_frame *frame, const
             }
             d->checked = true;
             d->hashed = 0;
-            XXH3_64bits_reset_withSeed(d->hash, frame_seed(d->frame.type, d->frame.epoch));
+            XXH64_reset(d->hash, frame_seed(d->frame.type, d->frame.epoch));
         }
         have -= sizeof(d->frame);
         if (have > d->frame.length) {
@@ -374,13 +369,13 @@ int remus_decoder_next(struct remus_decoder *d, struct remus_frame *frame, const
         body = d->buffer + d->start + sizeof(d->frame);
         fresh = have - d->hashed;
         if (fresh) {
-            XXH3_64bits_update(d->hash, body + d->hashed, fresh);
+            XXH64_update(d->hash, body + d->hashed, fresh);
             d->hashed += fresh;
         }
         if (have < d->frame.length) {
             break;
         }
-        checksum = XXH3_64bits_digest(d->hash);
+        checksum = XXH64_digest(d->hash);
         if (checksum != d->frame.checksum) {
             return decoder_bad(d, -EBADMSG, "frame of type %#x, epoch %" PRIu64 ": checksum %#"
                                PRIx64 ", %#" PRIx64 " computed", d->frame.type, d->frame.epoch,

@@ -38,7 +38,7 @@ struct remus_frame {                /* precedes every payload on the link */
     uint32_t type;
     uint32_t length;                /* payload bytes, <= REMUS_FRAME_MAX */
     uint64_t epoch;                 /* the epoch it belongs to, below 2^32; 0 where none */
-    uint64_t checksum;              /* XXH3-64 of the payload, seed = type ^ (epoch << 32) */
+    uint64_t checksum;              /* XXH64 of the payload, seed = type ^ (epoch << 32) */
 };
 
 #define REMUS_FRAME_OPTIONAL     0x80000000u
@@ -119,7 +119,7 @@ struct remus_evtchn {
     uint16_t vcpu;
     uint32_t detail;                /* virq | pirq | remote dom << 16; 0 for ipi */
 };
-struct remus_hash { uint64_t gfn; uint64_t hash; };
+struct remus_hash { uint64_t gfn; uint64_t hash; }; /* XXH64, seed 0 */
 struct remus_hvm_param { uint64_t index; uint64_t value; };
 
 struct remus_epoch_end {
