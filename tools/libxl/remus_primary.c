@@ -573,12 +573,18 @@ static void send_more(struct primary *p)
     r->status.epoch_bytes = p->encoder.wire_bytes;
 }
 
+/* Whoever reads STOP or ERROR closes the link: bytes after it would make that look like a loss. */
+static void say_no_more(struct primary *p)
+{
+    copy_close(p);
+    p->sending = false;
+}
+
 static void unprotect(struct primary *p)
 {
     struct remus_run *r = &p->run;
 
-    copy_close(p);
-    p->sending = false;
+    say_no_more(p);
     if (r->daemon.fd >= 0 && p->rules_in) {
         if (ctl_say(r->daemon.fd, CTL_UNPROTECT, 0, 0, NULL) ||
             remus_run_daemon_wait(r, CTL_UNPROTECTED, CONTROL_MS))
@@ -686,6 +692,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
             .reason = (uint32_t)a->value, .guest_reason = (uint32_t)a->detail,
         };
 
+        say_no_more(p);
         remus_run_send(r, REMUS_FRAME_STOP, 0, &stop, sizeof(stop));
         break;
     }
@@ -693,6 +700,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         remus_run_send(r, REMUS_FRAME_STOPPED, 0, NULL, 0);
         break;
     case RA_SEND_ERROR:
+        say_no_more(p);
         remus_run_send(r, REMUS_FRAME_ERROR, 0, a->text, (uint32_t)strlen(a->text));
         break;
     case RA_SEND_HEARTBEAT:
