@@ -1891,10 +1891,30 @@ static void a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkp
     pass(50 * DEADLINE_MAX);
     no_checkpoint();
     release_epoch(1);
+    assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MAX);
+    secondary(frame_arp(frame, 1, 2, 3));
+    assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MAX);
+}
+
+static void a_partner_is_waited_for_as_long_as_a_checkpoint_takes(void **state)
+{
+    (void)state;
+    known_flow();
+    cut();
+    primary(DATA(0, 10));
+    pass(DEADLINE_MIN / 2);
+    release_epoch(1);
     /* The secondary may still be applying it: the longest deadline until it has been heard. */
     assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MAX);
     secondary(frame_arp(frame, 1, 2, 3));
     assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MIN);
+    secondary(DATA(0, 10));
+    cut();
+    primary(DATA(10, 10));
+    pass(DEADLINE_MIN / 2 + 16 * DEADLINE_MIN);
+    release_epoch(2);
+    secondary(frame_arp(frame, 1, 2, 3));
+    assert_int_equal(cmp_next_us(w->c), w->now + DEADLINE_MIN / 2 + 4 * DEADLINE_MIN);
 }
 
 /* ---- Limits ---------------------------------------------------------------------------------- */
@@ -2257,6 +2277,7 @@ int main(void)
         T(the_deadline_follows_the_lag_between_its_bounds),
         T(waiting_for_a_checkpoint_is_no_lag),
         T(a_deadline_runs_from_the_opening_of_the_gate_and_not_during_a_checkpoint),
+        T(a_partner_is_waited_for_as_long_as_a_checkpoint_takes),
         T(without_room_for_copies_frames_are_held_by_id),
         T(the_secondarys_surplus_makes_room_before_anything_else),
         T(a_full_table_of_surplus_makes_room_for_tcp),

@@ -21,10 +21,12 @@
  * Timers:
  *   a primary frame, or a secondary RST, has waited for its partner since it came or since the gate
  *   opened, whichever is later, for longer than the deadline: checkpoint (DEADLINE).  The deadline
- *   is the smoothed lag and 4 deviations, at least deadline_min_us, on top (as RFC 6298 computes
- *   a retransmission timeout, so that a steady lag leaves a margin), at most deadline_max_us; the
- *   maximum until the first sample, and until the secondary has said anything in this epoch
- *   (it may still be applying the last checkpoint).
+ *   is the smoothed lag and on top 4 deviations (as RFC 6298 computes a retransmission timeout, so
+ *   that a steady lag leaves a margin), the usual time from cut to release, or deadline_min_us,
+ *   whichever is most; at most deadline_max_us.  So it waits at least as long as a checkpoint would
+ *   take, and a frame is never held for more than twice what the better choice had cost.  It is
+ *   the maximum until the first sample, and until the secondary has said anything in this epoch (it
+ *   may still be applying the last checkpoint).
  *   a surplus datagram is older than twice deadline_max_us: forgotten.
  * No timer runs while the gate is closed, and no deadline once this epoch's end was asked for.
  */
@@ -736,6 +738,9 @@ void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
 
     set_now(c, now_us);
     rerun(c);
+    if (gate_open(c)) {
+        c->cut_us = c->now_us;
+    }
     reassemblies_drop(c);
     /* The newest ones first: those of earlier epochs were taken out of their lists before. */
     for (it = c->p_fifo.last; it && it->epoch == c->present; it = it->older) {
@@ -780,6 +785,9 @@ void cmp_release_epoch(struct cmp *c, uint64_t now_us, uint64_t epoch)
         c->committed = epoch;
     }
     if (!was_open && gate_open(c)) {
+        int64_t change = (int64_t)(c->now_us - c->cut_us) - (int64_t)c->checkpoint_us;
+
+        c->checkpoint_us += (uint64_t)(c->checkpoint_us ? change / 4 : change);
         c->start_us = c->now_us;
         c->rerun = true;
     }
@@ -819,6 +827,9 @@ static uint64_t deadline_us(const struct cmp *c)
 {
     uint64_t margin = 4 * c->lag_var_us;
 
+    if (margin < c->checkpoint_us) {
+        margin = c->checkpoint_us;
+    }
     if (margin < c->limits.deadline_min_us) {
         margin = c->limits.deadline_min_us;
     }

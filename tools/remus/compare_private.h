@@ -154,6 +154,7 @@ struct cmp {
     bool hold, rerun, heard;     /* heard: a secondary frame of the present epoch came */
     bool has_lag;
     uint64_t lag_us, lag_var_us;
+    uint64_t cut_us, checkpoint_us; /* last cut; smoothed time from a cut to its gate's opening */
 
     struct flow *flows, **flow_heads;
     uint32_t flow_mask, flows_fresh, clock, flows_busy;
