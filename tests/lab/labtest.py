@@ -9,8 +9,8 @@ or the name as its sentence. Run them all, some files, or some tests by name:
 The lab of the environment variable LAB is used (default here: check); it is booted if needed, put
 in order before every test, and taken down at the end unless --keep is given or it was up before.
 Every test has a deadline, extended when the machine is busy (LAB_PATIENCE=FACTOR fixes it). What
-is needed to understand a failure is saved below build/lab/results/LAB/NAME/. The exit status
-is 0 only if every test passed.
+is needed to understand a failure is saved below build/lab/results/LAB/NAME/. LAB_TRACE=1 shows
+what takes long. The exit status is 0 only if every test passed.
 """
 
 import argparse
@@ -111,13 +111,22 @@ def deadline(seconds):
     return mark
 
 
+def trace(what, begin):
+    """With LAB_TRACE=1: what took long, on standard error."""
+    now = time.monotonic()
+    if os.environ.get("LAB_TRACE") and now - begin > 0.3:
+        say("# at %.1f s, %.1f s: %s" % (now, now - begin, what))
+
+
 def wait(probe, timeout_s, what, interval_s=0.1):
     """Poll until probe() is true and return its value; fail the test after timeout_s (more on a
     busy machine, see common.patience)."""
     timeout_s = round(timeout_s * common.patience())
+    begin = time.monotonic()
     value = common.wait_for(probe, timeout_s, interval_s)
     if not value:
         raise Failure("not within %d s: %s" % (timeout_s, what))
+    trace("wait: " + what, begin)
     return value
 
 
@@ -237,6 +246,13 @@ class TestLab(Lab):
         self.results = os.path.join(common.RESULTS, self.name)
         self.directory = self.results
         self.running = []
+
+    def execute(self, host, command, *args, **options):
+        begin = time.monotonic()
+        try:
+            return super().execute(host, command, *args, **options)
+        finally:
+            trace("%s: %s" % (host, str(command).strip()[:60].replace("\n", ";")), begin)
 
     # ---- order between tests ----
 

@@ -123,8 +123,9 @@ def test_a_save_that_fails_leaves_the_guest_at_work(lab):
 @deadline(400)
 def test_a_guest_that_balloons_while_it_is_saved_is_restored(lab):
     guest, client = working_guest(lab)
-    lab.spawn("a", "while xl domid g1 >/dev/null 2>&1; do xl mem-set g1 100; sleep 0.2; "
-              "xl mem-set g1 128; sleep 0.2; done", "balloon")
+    # By its number: the guest that is restored under the name must be left alone.
+    lab.spawn("a", "id=$(xl domid g1); while xl mem-set $id 100; do sleep 0.2; "
+              "xl mem-set $id 128; sleep 0.2; done", "balloon")
     save_by_hand(lab, "--live --resume --repeat=4", "/dev/null")
     save_by_hand(lab, "--live")
     check(guest.domid("a") is None, "the guest is still there after its save")
