@@ -444,8 +444,8 @@ int main(int argc, char **argv)
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    printf("%6s %6s %6s %10s %10s %7s %10s %10s\n", "bytes", "flows", "window", "ours", "qemu", "ratio",
-           "ours pps", "qemu pps");
+    printf("%6s %6s %6s %11s %11s %7s %10s %10s\n", "bytes", "flows", "window", "ours", "qemu",
+           "ratio", "ours pps", "qemu pps");
     for (i = 0; i < 3; i++) {
         for (j = 0; j < 3; j++) {
             uint32_t divisor = sizes[i] > 10000 ? 100 : sizes[i] > 1000 ? 4 : 1;

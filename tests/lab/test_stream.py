@@ -129,7 +129,7 @@ def test_a_guest_that_balloons_while_it_is_saved_is_restored(lab):
     save_by_hand(lab, "--live --resume --repeat=4", "/dev/null")
     save_by_hand(lab, "--live")
     check(guest.domid("a") is None, "the guest is still there after its save")
-    # The verifier is slow: by the time it is done the client's TCP would wait minutes to send again.
+    # The verifier is slow: when it is done the client's TCP would wait minutes to send again.
     lab.execute("a", "xl restore " + FILE, timeout_s=120)
     goes_on(client)
     verify(lab)
