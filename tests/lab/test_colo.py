@@ -43,6 +43,26 @@ def test_100_checkpoints_under_load_leave_no_page_different_with_2_vcpus(lab):
     hundred_checkpoints(lab, 2)
 
 
+@deadline(300)
+def test_bypassed_traffic_is_neither_held_nor_compared(lab):
+    """Answers that always differ cost a checkpoint each, unless they are declared unprotected."""
+    guest = lab.guest("a")
+    words = "--bypass 'tcp port 7005' --bypass 'udp port 7004 peer 10.77.0.0/24'"
+    session = colo.Session(lab, guest, interval_ms=20000, verify=False, options=words)
+    session.wait_protected()
+    client = lab.client(guest, long=100, udp=200, diverge=200)
+    client.wait_answers(40, timeout_s=90)
+    status = session.status()
+    equal(status["requested"]["diverged"], 0, "checkpoints because of divergence")
+    rules = lab.execute("a", "nft list chain bridge remus bypass-vif%d.0-output" %
+                        guest.domid("a")).stdout
+    check("th sport 7005 counter packets" in rules or "sport 7005 counter packets" in rules, rules)
+    check("counter packets 0 " not in rules, "a rule that nothing has met: " + rules)
+    client.stop_without_errors()
+    equal(session.stop(), 0, "exit status of xl remus")
+    colo.check_nothing_left(lab, "a", guest)
+
+
 # ---- failover ----
 
 def fail_over(lab, guest, session, client, answers=15, lose=None):

@@ -38,7 +38,8 @@ def programs():
                            stdout=subprocess.PIPE, universal_newlines=True).stdout.split()
     subprocess.run(["gcc", "-std=gnu11", "-O2", "-I", common.TOP, "-o", nft,
                     os.path.join(common.TOP, "tests/lab/tools/nft-driver.c"),
-                    os.path.join(common.TOP, "tools/remus/nftrules.c")] + flags, check=True)
+                    *(os.path.join(common.TOP, "tools/remus", name)
+                      for name in ("nftrules.c", "bypass.c", "packet.c"))] + flags, check=True)
     return [proxyd, nft, os.path.join(common.TOP, "tests/lab/tools/proxy-driver.py")]
 
 

@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_preflight.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c */
+/* LINK: tools/libxl/remus_preflight.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
 /* Every refusal, one by one: a guest and two hosts that are fit, with one thing wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +9,9 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/libxl/remus_preflight.h"
 #include "tools/xl/options.h"
@@ -278,6 +280,40 @@ static void a_plain_command_line_gives_defaults(void **state)
     assert_false(o.no_net || o.no_disk || o.unsafe || o.json || o.verify);
 }
 
+static void unprotected_traffic_comes_from_the_line_and_from_a_file(void **state)
+{
+    char path[] = "/tmp/test-bypass-XXXXXX", line[200];
+    int fd = mkstemp(path);
+    FILE *file = fdopen(fd, "w");
+
+    (void)state;
+    assert_non_null(file);
+    fputs("# what the cluster says\n\n  udp port 5405 # corosync\n"
+          "tcp port 22 peer 10.0.0.0/24\n", file);
+    fclose(file);
+    snprintf(line, sizeof(line), "-c --bypass icmp --bypass-file %s w h", path);
+    assert_int_equal(parse(line), 0);
+    assert_int_equal(o.bypass_count, 3);
+    assert_int_equal(o.bypass[0].proto, 1);
+    assert_int_equal(o.bypass[1].port[1], 5405);
+    assert_int_equal(o.bypass[2].bits, 24);
+    snprintf(line, sizeof(line), "-c -n -F --bypass icmp w h");
+    assert_int_equal(parse(line), -EINVAL);
+    assert_non_null(strstr(error, "nothing is held"));
+    file = fopen(path, "w");
+    assert_non_null(file);
+    fputs("udp\ntcp sport 22\n", file);
+    fclose(file);
+    snprintf(line, sizeof(line), "-c --bypass-file %s w h", path);
+    assert_int_equal(parse(line), -EINVAL);
+    assert_non_null(strstr(error, "line 2"));
+    assert_non_null(strstr(error, "'sport' is not expected"));
+    unlink(path);
+    assert_int_equal(parse(line), -EINVAL);
+    assert_non_null(strstr(error, "No such file"));
+    assert_int_equal(parse("-c --bypass gre w h"), -EINVAL);
+}
+
 static void all_options_are_taken(void **state)
 {
     (void)state;
@@ -402,6 +438,7 @@ int main(void)
         T(two_versions_of_xen),
         T(more_refusals_than_there_is_room_for_are_cut),
         T(a_plain_command_line_gives_defaults),
+        T(unprotected_traffic_comes_from_the_line_and_from_a_file),
         T(all_options_are_taken),
         T(wrong_lines_say_what_is_wrong),
         T(help_and_release_need_no_mode),

@@ -401,7 +401,8 @@ static int rules_install(struct primary *p)
     }
     for (i = 0; !rc && i < p->vif_count; i++)
         rc = remus_nft_protect(p->vifs[i].netdev, queue_number(p, i),
-                               (uint16_t)(queue_number(p, i) + 1), error, sizeof(error));
+                               (uint16_t)(queue_number(p, i) + 1), p->run.p->bypass,
+                               p->run.p->bypass_count, error, sizeof(error));
     if (rc)
         remus_run_log(&p->run, XC_SR_ERROR, "%s", error);
     p->rules_in = true;         /* also when only some are */
@@ -847,7 +848,8 @@ static int start_proxy(struct primary *p)
 {
     const struct remus_session_params *sp = p->run.p;
     char domid[16], vif[REMUS_VIFS_MAX][48], min[16], max[16];
-    char *args[10 + 2 * REMUS_VIFS_MAX];
+    char bypass[REMUS_BYPASS_MAX][REMUS_BYPASS_TEXT_MAX];
+    char *args[10 + 2 * REMUS_VIFS_MAX + 2 * REMUS_BYPASS_MAX];
     unsigned int n = 0, i;
 
     snprintf(domid, sizeof(domid), "%u", p->run.h.domid);
@@ -859,6 +861,12 @@ static int start_proxy(struct primary *p)
                  queue_number(p, i) + 1u);
         args[n++] = "--vif";
         args[n++] = vif[i];
+    }
+    for (i = 0; i < sp->bypass_count; i++) {
+        remus_bypass_format(&sp->bypass[i], bypass[i], sizeof(bypass[i]));
+        remus_run_log(&p->run, XC_SR_INFO, "not protected: %s", bypass[i]);
+        args[n++] = "--bypass";
+        args[n++] = bypass[i];
     }
     if (sp->deadline_min_ms) {
         snprintf(min, sizeof(min), "%u", sp->deadline_min_ms);

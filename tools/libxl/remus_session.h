@@ -13,6 +13,7 @@
 
 #include "tools/libxc/xc_sr.h"
 #include "tools/libxl/remus_core.h"
+#include "tools/remus/bypass.h"
 #include "tools/remus/ctl.h"
 
 /* What an operator sees: filled at every change and at least once a second. */
@@ -52,6 +53,8 @@ struct remus_session_params {
     const char *libexec;            /* directory of colo-proxyd, colo-shadowd, remus-save-helper */
     uint64_t cache_pages;           /* budget of the page-mapping cache; 0: whole guest */
     uint32_t deadline_min_ms, deadline_max_ms; /* comparison; 0: defaults */
+    const struct remus_bypass *bypass; /* primary: traffic that is not protected */
+    unsigned int bypass_count;
     uint8_t session[16];            /* UUID */
     void *arg;
     void (*log)(void *arg, enum xc_sr_level level, const char *text);

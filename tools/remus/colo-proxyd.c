@@ -55,6 +55,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tools/remus/bypass.h"
 #include "tools/remus/channel.h"
 #include "tools/remus/compare.h"
 #include "tools/remus/ctl.h"
@@ -143,6 +144,8 @@ struct proxy {
     struct cmp_limits limits;
     bool keep_privileges;
     bool no_channel;
+    struct remus_bypass bypass[REMUS_BYPASS_MAX];
+    unsigned int bypass_count;
 
     struct vif vifs[REMUS_VIFS_MAX];
     struct channel *channel; /* NULL: none was given, or lost */
@@ -408,6 +411,14 @@ static void matched_flush(struct vif *v)
     v->matched_count = 0;
 }
 
+static void matched_add(struct vif *v, uint64_t id)
+{
+    if (v->matched_count == CHANNEL_MATCHED_MAX) {
+        matched_flush(v);
+    }
+    v->matched[v->matched_count++] = id;
+}
+
 static void vif_action(void *arg, const struct cmp_action *action)
 {
     struct vif *v = arg;
@@ -432,10 +443,7 @@ static void vif_action(void *arg, const struct cmp_action *action)
         }
         return;
     case CMP_MATCHED:
-        if (v->matched_count == CHANNEL_MATCHED_MAX) {
-            matched_flush(v);
-        }
-        v->matched[v->matched_count++] = action->id;
+        matched_add(v, action->id);
         return;
     case CMP_FLOW:
         /* In the channel's buffer now, written before this round's verdicts are sent. */
@@ -662,6 +670,15 @@ static void table_check(struct vif *v)
 
 /* ---- Packet channel -------------------------------------------------------------------------- */
 
+/* What the copy says in a conversation that it has no part in. */
+static bool bypassed(const struct proxy *p, const uint8_t *frame, size_t length)
+{
+    struct packet packet;
+
+    return !packet_parse(&packet, frame, length) &&
+           remus_bypass_match(p->bypass, p->bypass_count, &packet, true);
+}
+
 static int channel_packet(void *arg, const struct remus_packet *head, const uint8_t *payload)
 {
     struct proxy *p = arg;
@@ -669,6 +686,10 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
 
     if (head->type == REMUS_PACKET_OUTPUT &&
         (p->state == PROXY_COMPARE || p->state == PROXY_HOLD)) {
+        if (p->bypass_count && bypassed(p, payload, head->length)) {
+            matched_add(v, head->id);
+            return 0;
+        }
         cmp_secondary(v->cmp, p->now_us, head->epoch, head->id, payload, head->length);
     }
     return 0;
@@ -1241,6 +1262,8 @@ static void usage(FILE *to)
 "  --vif NAME:OUT:IN       a vif and the netfilter queues of its output and its input\n"
 "                          (up to %u times; the order is the order of the guest's vifs)\n"
 "  --epoch N               the epoch that runs (1)\n"
+"  --bypass WORDS          what the copy sends of this traffic is forgotten; the rules that\n"
+"                          pass the guest's own are the coordinator's (up to %u times)\n"
 "  --deadline-min-ms N     the copy's answer is waited for at least this long (5)\n"
 "  --deadline-max-ms N     and at most this long, in between by what is usual (200)\n"
 "  --queue-length N        output frames held at most, for each vif (%u)\n"
@@ -1250,8 +1273,8 @@ static void usage(FILE *to)
 "  --log-level N           0 errors and changes of state, 1 and checkpoints wanted (default),\n"
 "                          2 and every control message\n"
 "  --help                  this text\n",
-            REMUS_CTL_FD, REMUS_CHANNEL_FD, REMUS_VIFS_MAX, OUTPUT_MAXLEN_DEFAULT,
-            OUTPUT_RCVBUF_BYTES);
+            REMUS_CTL_FD, REMUS_CHANNEL_FD, REMUS_VIFS_MAX, REMUS_BYPASS_MAX,
+            OUTPUT_MAXLEN_DEFAULT, OUTPUT_RCVBUF_BYTES);
 }
 
 static int parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
@@ -1300,7 +1323,7 @@ static int parse_options(struct proxy *p, int argc, char **argv)
 {
     enum {
         O_DOMID = 1, O_VIF, O_EPOCH, O_MIN, O_MAX, O_LENGTH, O_BUFFER, O_NO_CHANNEL, O_KEEP,
-        O_LOG, O_HELP,
+        O_LOG, O_BYPASS, O_HELP,
     };
     static const struct option options[] = {
         { "domid", required_argument, NULL, O_DOMID },
@@ -1313,11 +1336,13 @@ static int parse_options(struct proxy *p, int argc, char **argv)
         { "no-channel", no_argument, NULL, O_NO_CHANNEL },
         { "keep-privileges", no_argument, NULL, O_KEEP },
         { "log-level", required_argument, NULL, O_LOG },
+        { "bypass", required_argument, NULL, O_BYPASS },
         { "help", no_argument, NULL, O_HELP },
         { NULL, 0, NULL, 0 },
     };
     bool domid_given = false;
     uint64_t number = 0;
+    char why[128];
     int c, index = 0;
 
     while ((c = getopt_long(argc, argv, "", options, &index)) != -1) {
@@ -1334,6 +1359,11 @@ static int parse_options(struct proxy *p, int argc, char **argv)
             break;
         case O_EPOCH:
             rc = parse_number(optarg, 1, UINT64_MAX - 1, &p->epoch);
+            break;
+        case O_BYPASS:
+            rc = p->bypass_count == REMUS_BYPASS_MAX ? -EINVAL
+                 : remus_bypass_parse(&p->bypass[p->bypass_count], optarg, why, sizeof(why));
+            p->bypass_count += !rc;
             break;
         case O_MIN:
             rc = parse_number(optarg, 1, 600000, &number);

@@ -17,7 +17,7 @@
 #define NFT_LOCK        "/run/remus-nft.lock"
 #define NFT_TABLE       "bridge remus"
 #define NFT_VIFS_MAX    4096u
-#define NFT_SCRIPT_MAX  4096u
+#define NFT_SCRIPT_MAX  (4096u + REMUS_BYPASS_MAX * 2 * (2 * REMUS_BYPASS_TEXT_MAX + 96u))
 
 /*
  * The maps' values are declared with the type of `ct zone`, a host order integer of 16 bits, which
@@ -29,13 +29,19 @@ static const char nft_create[] =
     "create table " NFT_TABLE "\n"
     "add map " NFT_TABLE " output { typeof iifname : ct zone; }\n"
     "add map " NFT_TABLE " input { typeof oifname : ct zone; }\n"
+    "add map " NFT_TABLE " bypass_output { type ifname : verdict; }\n"
+    "add map " NFT_TABLE " bypass_input { type ifname : verdict; }\n"
     "add set " NFT_TABLE " fenced { type ifname; }\n"
     "add chain " NFT_TABLE " output { type filter hook prerouting priority -350; policy accept; }\n"
     "add chain " NFT_TABLE " input { type filter hook postrouting priority 350; policy accept; }\n"
     "add rule " NFT_TABLE " output iifname @fenced counter drop\n"
+    "add rule " NFT_TABLE " output iifname vmap @bypass_output\n"
     "add rule " NFT_TABLE " output queue to iifname map @output\n"
     "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
+    "add rule " NFT_TABLE " input oifname vmap @bypass_input\n"
     "add rule " NFT_TABLE " input queue to oifname map @input\n";
+
+static const char *const nft_sides[2] = { "output", "input" };
 
 /* One locked session with nftables. */
 struct nft {
@@ -118,7 +124,7 @@ static struct remus_nft_vif *nft_find_or_add(struct nft *n, const char *name, si
     return vif;
 }
 
-enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED };
+enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED, NFT_BYPASS };
 
 /* Takes in `elements = { "vif1.0" : 100, "vif2.0" : 101 }`, or names alone for a set. */
 static int nft_read_elements(struct nft *n, const char *text, enum nft_part part)
@@ -141,6 +147,8 @@ static int nft_read_elements(struct nft *n, const char *text, enum nft_part part
         at = quote + 1;
         if (part == NFT_FENCED) {
             vif->fenced = true;
+        } else if (part == NFT_BYPASS) {
+            vif->bypass = true;
         } else {
             unsigned int queue;
 
@@ -164,6 +172,7 @@ static int nft_read(struct nft *n)
         [NFT_OUTPUT] = "list map " NFT_TABLE " output",
         [NFT_INPUT] = "list map " NFT_TABLE " input",
         [NFT_FENCED] = "list set " NFT_TABLE " fenced",
+        [NFT_BYPASS] = "list map " NFT_TABLE " bypass_output",
     };
     const char *text;
     size_t i;
@@ -244,8 +253,44 @@ static void script_add(char *script, const char *fmt, ...)
     va_end(ap);
 }
 
+/* Everything of a vif but its fence. */
+static void script_forget(char *script, const struct remus_nft_vif *old)
+{
+    unsigned int i;
+
+    for (i = 0; i < 2 && old && old->steered; i++) {
+        script_add(script, "delete element " NFT_TABLE " %s { \"%s\" }\n", nft_sides[i],
+                   old->name);
+    }
+    for (i = 0; i < 2 && old && old->bypass; i++) {
+        script_add(script, "delete element " NFT_TABLE " bypass_%s { \"%s\" }\n"
+                   "flush chain " NFT_TABLE " bypass-%s-%s\n"
+                   "delete chain " NFT_TABLE " bypass-%s-%s\n", nft_sides[i], old->name, old->name,
+                   nft_sides[i], old->name, nft_sides[i]);
+    }
+}
+
+static void script_bypass(char *script, const char *vif, const struct remus_bypass *bypass,
+                          unsigned int count)
+{
+    unsigned int side, i;
+    char rule[2 * REMUS_BYPASS_TEXT_MAX];
+
+    for (side = 0; side < 2; side++) {
+        script_add(script, "add chain " NFT_TABLE " bypass-%s-%s\n", vif, nft_sides[side]);
+        for (i = 0; i < count; i++) {
+            remus_bypass_rule(&bypass[i], side == 0, rule, sizeof(rule));
+            script_add(script, "add rule " NFT_TABLE " bypass-%s-%s %s counter accept\n", vif,
+                       nft_sides[side], rule);
+        }
+        script_add(script, "add element " NFT_TABLE " bypass_%s { \"%s\" : jump bypass-%s-%s }\n",
+                   nft_sides[side], vif, vif, nft_sides[side]);
+    }
+}
+
 int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_queue,
-                      char *error, size_t error_bytes)
+                      const struct remus_bypass *bypass, unsigned int count, char *error,
+                      size_t error_bytes)
 {
     char script[NFT_SCRIPT_MAX] = "";
     const struct remus_nft_vif *old;
@@ -260,9 +305,9 @@ int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_que
     if (!n.table) {
         script_add(script, "%s", nft_create);
     }
-    if (old && old->steered) {
-        script_add(script, "delete element " NFT_TABLE " output { \"%s\" }\n"
-                   "delete element " NFT_TABLE " input { \"%s\" }\n", vif, vif);
+    script_forget(script, old);
+    if (count) {
+        script_bypass(script, vif, bypass, count);
     }
     script_add(script, "add element " NFT_TABLE " output { \"%s\" : %u }\n"
                "add element " NFT_TABLE " input { \"%s\" : %u }\n",
@@ -289,10 +334,7 @@ int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
     if (n.table && n.count == (old ? 1 : 0)) {
         script_add(script, "delete table " NFT_TABLE "\n");
     } else {
-        if (old && old->steered) {
-            script_add(script, "delete element " NFT_TABLE " output { \"%s\" }\n"
-                       "delete element " NFT_TABLE " input { \"%s\" }\n", vif, vif);
-        }
+        script_forget(script, old);
         if (old && old->fenced) {
             script_add(script, "delete element " NFT_TABLE " fenced { \"%s\" }\n", vif);
         }

@@ -2,13 +2,17 @@
  * nftrules.h: steering a vif's frames into netfilter queues, and fencing a vif.
  *
  *   table bridge remus
- *     prerouting,  first:  iifname in fenced: drop; else queue to output[iifname], if there is one
- *     postrouting, last:   oifname in fenced: drop; else queue to input[oifname], if there is one
+ *     prerouting,  first:  iifname in fenced: drop; pass what bypass_output[iifname] says;
+ *                          else queue to output[iifname], if there is one
+ *     postrouting, last:   the same with oifname, bypass_input and input
  *
- * One table for all guests of the host.  Chains and rules are made with it and never changed: the
- * kernel drops the frames of every queue when a base chain goes (nf_queue_nf_hook_drop), so only
- * the maps change while a guest is protected.  No rule has `bypass`: with nobody listening to a
- * queue, what is steered there is dropped.
+ * A vif with traffic that the operator declared unprotected has two chains of its own
+ * (bypass-NAME-output, -input), to which the bypass maps jump.
+ *
+ * One table for all guests of the host.  Base chains and their rules are made with it and never
+ * changed: the kernel drops the frames of every queue when a base chain goes
+ * (nf_queue_nf_hook_drop), so only the maps change while a guest is protected.  No rule has the
+ * kernel's `bypass` flag: with nobody listening to a queue, what is steered there is dropped.
  *
  * For the coordinator, with CAP_NET_ADMIN.  Changes are single transactions, and a lock file keeps
  * the coordinators of several guests out of each other's way.  Each function returns 0 or a
@@ -21,12 +25,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tools/remus/bypass.h"
+
 #define REMUS_NFT_VIF_BYTES 16   /* IFNAMSIZ: name and NUL */
 
-/* From the return on, no frame of the vif passes without a verdict of these queues.  A vif that is
- * known already moves to the new queues; its fence, if any, stays. */
+/* From the return on, no frame of the vif passes without a verdict of these queues, but for what
+ * the count entries of bypass match.  A vif that is known already moves to the new queues and list;
+ * its fence, if any, stays. */
 int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_queue,
-                      char *error, size_t error_bytes);
+                      const struct remus_bypass *bypass, unsigned int count, char *error,
+                      size_t error_bytes);
 
 /* Steering and fence of the vif go; with the last vif the table goes.  Unknown vif: 0. */
 int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes);
@@ -39,6 +47,7 @@ struct remus_nft_vif {
     char name[REMUS_NFT_VIF_BYTES];
     bool steered;            /* queues below are valid */
     bool fenced;
+    bool bypass;             /* it has chains of unprotected traffic */
     uint16_t output_queue, input_queue;
 };
 /* Everything in the table, up to max entries; *count: how many there are.  For cleaning up after a

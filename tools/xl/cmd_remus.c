@@ -426,6 +426,8 @@ static int start(struct supervisor *s)
         .packet_fd = s->packet_fd,
         .libexec = s->here.libexec,
         .deadline_max_ms = s->o.deadline_ms,
+        .bypass = s->o.bypass,
+        .bypass_count = s->o.bypass_count,
     };
     int rc;
 

@@ -34,6 +34,10 @@ const char remus_options_help[] =
     "Protecting less:\n"
     "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
     "  -n, --no-net             do not hold or compare output (needs -F)\n"
+    "      --bypass 'WORDS'     do not hold, compare or copy this traffic (needs no -F):\n"
+    "                           [tcp|udp|icmp|icmp6] [port N[-M]] [peer-port N[-M]]\n"
+    "                           [peer ADDRESS[/BITS]]; may be given again\n"
+    "      --bypass-file FILE   the same from a file, an entry per line, '#' comments\n"
     "  -F, --unsafe             accept what -d and -n may lead to\n"
     "  -u, --no-compression     do not compress what is sent (this version never does)\n"
     "\n"
@@ -53,6 +57,7 @@ const char remus_options_help[] =
 enum {
     OPT_REMUS = 256, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE, OPT_DATA,
     OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
+    OPT_BYPASS, OPT_BYPASS_FILE,
 };
 
 static const struct option long_options[] = {
@@ -71,6 +76,8 @@ static const struct option long_options[] = {
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
+    {"bypass", required_argument, NULL, OPT_BYPASS},
+    {"bypass-file", required_argument, NULL, OPT_BYPASS_FILE},
     {"unsafe", no_argument, NULL, 'F'},
     {"no-compression", no_argument, NULL, 'u'},
     {"json", no_argument, NULL, OPT_JSON},
@@ -118,6 +125,53 @@ static int parse_ms(const char *text, const char *name, uint32_t least, uint32_t
     }
     *out = (uint32_t)value;
     return 0;
+}
+
+static int add_bypass(struct remus_options *o, const char *text, const char *where, char *error)
+{
+    char why[128];
+
+    if (o->bypass_count == REMUS_BYPASS_MAX) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "%s: more than %u entries", where, REMUS_BYPASS_MAX);
+        return -EINVAL;
+    }
+    if (remus_bypass_parse(&o->bypass[o->bypass_count], text, why, sizeof(why))) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "%s: '%s': %s", where, text, why);
+        return -EINVAL;
+    }
+    o->bypass_count++;
+    return 0;
+}
+
+/* An entry per line (bypass.h); '#' begins a comment. */
+static int add_bypass_file(struct remus_options *o, const char *path, char *error)
+{
+    unsigned int number = 0;
+    char line[256], where[160];
+    FILE *file = fopen(path, "re");
+    int rc = 0;
+
+    if (!file) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "--bypass-file %s: %s", path, strerror(errno));
+        return -EINVAL;
+    }
+    while (!rc && fgets(line, sizeof(line), file)) {
+        snprintf(where, sizeof(where), "%.120s, line %u", path, ++number);
+        if (!strchr(line, '\n') && !feof(file)) {
+            snprintf(error, OPTIONS_ERROR_BYTES, "%s: too long", where);
+            rc = -EINVAL;
+            break;
+        }
+        line[strcspn(line, "#\r\n")] = '\0';
+        if (line[strspn(line, " \t")])
+            rc = add_bypass(o, line, where, error);
+    }
+    if (!rc && ferror(file)) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "--bypass-file %s: cannot be read", path);
+        rc = -EINVAL;
+    }
+    fclose(file);
+    return rc;
 }
 
 static int set_mode(struct remus_options *o, const char *mode, char *error)
@@ -187,6 +241,10 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
             return -EINVAL;
         }
     }
+    if (o->no_net && o->bypass_count) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "with -n nothing is held: --bypass means nothing");
+        return -EINVAL;
+    }
     if (o->json && o->quiet) {
         snprintf(error, OPTIONS_ERROR_BYTES, "--json and -q exclude each other");
         return -EINVAL;
@@ -251,6 +309,12 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             break;
         case 'n':
             o->no_net = true;
+            break;
+        case OPT_BYPASS:
+            rc = add_bypass(o, optarg, "--bypass", error);
+            break;
+        case OPT_BYPASS_FILE:
+            rc = add_bypass_file(o, optarg, error);
             break;
         case 'F':
             o->unsafe = true;

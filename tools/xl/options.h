@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tools/remus/bypass.h"
+
 #define OPTIONS_ERROR_BYTES 320u
 
 struct remus_options {
@@ -15,6 +17,8 @@ struct remus_options {
     bool no_net, no_disk, unsafe;
     bool verify, json, quiet, verbose;
     bool help, release;
+    struct remus_bypass bypass[REMUS_BYPASS_MAX]; /* traffic that is not protected */
+    unsigned int bypass_count;
     const char *ssh;                /* "ssh" unless -s */
     const char *receive_command;    /* what ssh runs on HOST */
     const char *libexec;            /* NULL: found */

@@ -17,8 +17,8 @@ int main(int argc, char **argv)
     int rc;
 
     if (argc == 5 && strcmp(argv[1], "protect") == 0) {
-        rc = remus_nft_protect(argv[2], (uint16_t)atoi(argv[3]), (uint16_t)atoi(argv[4]), error,
-                               sizeof(error));
+        rc = remus_nft_protect(argv[2], (uint16_t)atoi(argv[3]), (uint16_t)atoi(argv[4]), NULL, 0,
+                               error, sizeof(error));
     } else if (argc == 3 && strcmp(argv[1], "unprotect") == 0) {
         rc = remus_nft_unprotect(argv[2], error, sizeof(error));
     } else if (argc == 3 && strcmp(argv[1], "fence") == 0) {
