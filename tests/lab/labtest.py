@@ -85,7 +85,7 @@ true
 """
 
 
-class Failure(Exception):
+class Failure(AssertionError):
     """The tested thing did not do what the test's sentence says."""
 
 
