@@ -323,7 +323,7 @@ class TestLab(Lab):
 
     # ---- for tests ----
 
-    def guest(self, host, name="g1", vcpus=1, memory_mb=96, kind="pvh", fresh=False, **options):
+    def guest(self, host, name="g1", vcpus=1, memory_mb=128, kind="pvh", fresh=False, **options):
         """A guest whose service answers. It is restored from an image saved when a guest of this
         kind was first asked for, which takes a third of the time of a boot; fresh=True, or any of
         the other options of Lab.guest_create, boots it."""

@@ -98,7 +98,7 @@ def test_a_guest_works_on_while_it_is_saved_again_and_again(lab):
     guest, client = working_guest(lab, 2)
     domid = guest.domid("a")
     figures = save_by_hand(lab, "--live --resume --repeat=4")
-    check(figures["pages"] > 24000, "only %d pages" % figures["pages"])
+    check(figures["pages"] > 32000, "only %d pages" % figures["pages"])
     check(figures["stopped_ms"] < figures["seconds"] * 1000 / 2, "stopped for most of it")
     check("HVM params" in verify(lab), "the file is not complete")
     save_by_hand(lab, "--resume")
@@ -124,8 +124,8 @@ def test_a_save_that_fails_leaves_the_guest_at_work(lab):
 def test_a_guest_that_balloons_while_it_is_saved_is_restored(lab):
     guest, client = working_guest(lab)
     # By its number: the guest that is restored under the name must be left alone.
-    lab.spawn("a", "id=$(xl domid g1); while xl mem-set $id 80; do sleep 0.2; "
-              "xl mem-set $id 96; sleep 0.2; done", "balloon")
+    lab.spawn("a", "id=$(xl domid g1); while xl mem-set $id 100; do sleep 0.2; "
+              "xl mem-set $id 128; sleep 0.2; done", "balloon")
     save_by_hand(lab, "--live --resume --repeat=4", "/dev/null")
     save_by_hand(lab, "--live")
     check(guest.domid("a") is None, "the guest is still there after its save")
