@@ -359,7 +359,11 @@ class TestLab(Lab):
         to the file .log_path, in the test's results."""
         self.ensure_ssh(host)
         path = os.path.join(self.directory, "%s-%s.log" % (name, host))
-        with open(path, "ab") as log:
+        number = 2
+        while os.path.exists(path):
+            path = os.path.join(self.directory, "%s-%s-%d.log" % (name, host, number))
+            number += 1
+        with open(path, "wb") as log:
             process = subprocess.Popen(self.ssh_argv(host, command, timeout_s=timeout_s),
                                        stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         process.log_path = path

@@ -18,6 +18,7 @@
 
 #include "tools/libxc/xc_sr_private.h"
 #include "tools/libxc/xc_sr_stream.h"
+#include "tools/libxl/remus_config.h"
 
 static const char usage[] =
     "Usage: remus-sr save [OPTION]... DOMID FILE\n"
@@ -39,6 +40,7 @@ struct tool {
     uint32_t domid;
     int fd;
     uint64_t bytes;
+    uint64_t memory_kb;     /* what the file's header has room for */
     bool verbose;
 };
 
@@ -83,6 +85,23 @@ static int tool_resume(void *arg)
     return libxl_domain_resume(t->ctx, t->domid, 1, NULL) ? -EIO : 0;
 }
 
+/* A guest whose balloon gave memory back while it was saved has pages that its header lacks. */
+static int check_size(struct tool *t)
+{
+    libxl_dominfo info;
+    int rc;
+
+    libxl_dominfo_init(&info);
+    rc = libxl_domain_info(t->ctx, &info, t->domid) ? -EIO : 0;
+    if (!rc && info.current_memkb > t->memory_kb) {
+        fprintf(stderr, "remus-sr: domain %u grew to %" PRIu64 " KiB while it was saved; save it "
+                "again when its memory is left alone\n", t->domid, info.current_memkb);
+        rc = -EAGAIN;
+    }
+    libxl_dominfo_dispose(&info);
+    return rc;
+}
+
 /* What stands in an xl file before the stream.  Also says no to guests that have more state. */
 static int write_xl_header(struct tool *t)
 {
@@ -100,7 +119,7 @@ static int write_xl_header(struct tool *t)
                    "xl's magic has 32 bytes");
     memcpy(header.magic, XC_SR_XL_MAGIC, sizeof(header.magic));
     libxl_domain_config_init(&config);
-    if (libxl_retrieve_domain_configuration(t->ctx, t->domid, &config, NULL)) {
+    if (remus_config_read(t->ctx, t->domid, &config)) {
         fprintf(stderr, "remus-sr: libxl has no configuration for domain %u\n", t->domid);
         rc = -EIO;
         goto out;
@@ -112,6 +131,7 @@ static int write_xl_header(struct tool *t)
         goto out;
     }
     config.c_info.domid = 0;
+    t->memory_kb = config.b_info.target_memkb;
     json = libxl_domain_config_to_json(t->ctx, &config);
     if (!json) {
         rc = -ENOMEM;
@@ -260,6 +280,8 @@ int main(int argc, char **argv)
         rc = write_xl_header(&t);
         if (!rc)
             rc = xc_sr_save(&h, &params, &ops, &t, &result);
+        if (!rc)
+            rc = check_size(&t);
         if (t.fd != STDOUT_FILENO && close(t.fd) && !rc)
             rc = -errno;
         if (rc) {

@@ -27,6 +27,8 @@
 #include <xen/sched.h>
 #include <xenstore.h>
 
+#include "tools/libxl/remus_config.h"
+
 #define STREAM_FD 3
 #define CONFIG_BYTES_MAX (1u << 20)
 
@@ -96,7 +98,7 @@ static int cmd_config(uint32_t domid)
     int rc;
 
     libxl_domain_config_init(&config);
-    rc = libxl_retrieve_domain_configuration(ctx, domid, &config, NULL);
+    rc = remus_config_read(ctx, domid, &config);
     if (!rc) {
         json = libxl_domain_config_to_json(ctx, &config);
         if (json)

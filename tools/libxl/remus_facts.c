@@ -3,6 +3,7 @@
  * changes anything (an nftables rule is checked with the kernel, not added), except that kernel
  * modules may get loaded, and that a guest may be paused for some milliseconds (probe_two_level).
  */
+#include "tools/libxl/remus_config.h"
 #include "tools/libxl/remus_preflight.h"
 
 #include <errno.h>
@@ -309,7 +310,7 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
         close(lock);
     rc = 0;
 
-    if (libxl_retrieve_domain_configuration(f->ctx, domid, &config, NULL)) {
+    if (remus_config_read(f->ctx, domid, &config)) {
         snprintf(error, REMUS_ERROR_BYTES,
                  "the configuration of %s cannot be read; was it made by xl or libxl?", out->name);
         rc = -EIO;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@
 #define STATUS_US       500000u
 #define PUBLISH_US      1000000u
 #define READY_MS        10000
+#define QUIT_MS         3000
 #define CHANNEL_GRACE_US 300000u
 
 uint64_t remus_run_now_us(void)
@@ -536,9 +538,28 @@ int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms)
     }
 }
 
+/* Reaps a daemon that was asked to end, so that nothing of it is left when the session is over. */
+static void await_daemon(struct remus_run *r, pid_t pid)
+{
+    struct pollfd end = { .fd = pidfd_open(pid, 0), .events = POLLIN };
+    int rc;
+
+    if (end.fd < 0)
+        return;     /* reaped by libuv already */
+    while ((rc = poll(&end, 1, QUIT_MS)) < 0 && errno == EINTR)
+        ;
+    if (rc <= 0) {
+        remus_run_log(r, XC_SR_WARN, "%s does not end when asked to; killed", r->daemon.name);
+        kill(pid, SIGKILL);
+    }
+    waitpid(pid, NULL, 0);
+    close(end.fd);
+}
+
 void remus_run_daemon_stop(struct remus_run *r)
 {
     struct remus_daemon *d = &r->daemon;
+    pid_t pid = d->running ? uv_process_get_pid(&d->process) : 0;
 
     d->expected_to_end = true;
     if (d->fd >= 0) {
@@ -555,6 +576,9 @@ void remus_run_daemon_stop(struct remus_run *r)
         uv_close((uv_handle_t *)&d->process, NULL);
         d->process_open = false;
     }
+    if (pid > 0)
+        await_daemon(r, pid);
+    d->running = false;
 }
 
 /* ---- Commands ---- */

@@ -25,7 +25,7 @@
 
 struct session {
     uint32_t domid;
-    bool live, recorded;
+    bool live;
     char name[64], role[16], mode[16], state[32], peer[64], reason[200];
     uint64_t epoch, checkpoints, pause_us;
     char *text;             /* the record as it stands, for --json */
@@ -83,7 +83,6 @@ static int read_record(uint32_t domid, struct session *s)
     text[n - 1] = '\0';
     memset(s, 0, sizeof(*s));
     s->domid = domid;
-    s->recorded = true;
     s->live = lock_held(domid);
     take(s->name, sizeof(s->name), remus_message_string(m, "domain"));
     take(s->role, sizeof(s->role), remus_message_string(m, "role"));
@@ -99,7 +98,19 @@ static int read_record(uint32_t domid, struct session *s)
     return 0;
 }
 
-static unsigned int read_records(struct session *list)
+static bool is_known(uint32_t domid, char **domids, unsigned int domains)
+{
+    unsigned int i;
+
+    for (i = 0; i < domains; i++)
+        if (strtoul(domids[i], NULL, 10) == domid)
+            return true;
+    return false;
+}
+
+/* Reads what sessions recorded, and drops what killed ones recorded of domains that are gone since.
+ * domids: the domains in xenstore, NULL when it cannot be asked. */
+static unsigned int read_records(struct session *list, char **domids, unsigned int domains)
 {
     DIR *dir = opendir(REMUS_RUN_DIR);
     struct dirent *entry;
@@ -108,11 +119,15 @@ static unsigned int read_records(struct session *list)
 
     if (!dir)
         return 0;
-    while (count < SESSIONS_MAX && (entry = readdir(dir)))
-        if (sscanf(entry->d_name, "%u.json%n", &domid, &used) == 1 &&
-            !entry->d_name[used] && !strcmp(entry->d_name + used - 5, ".json") &&
-            !read_record(domid, &list[count]))
+    while (count < SESSIONS_MAX && (entry = readdir(dir))) {
+        if (sscanf(entry->d_name, "%u.json%n", &domid, &used) != 1 || entry->d_name[used] ||
+            strcmp(entry->d_name + used - 5, ".json"))
+            continue;
+        if (domids && !is_known(domid, domids, domains) && !lock_held(domid))
+            record_remove(domid);
+        else if (!read_record(domid, &list[count]))
             count++;
+    }
     closedir(dir);
     return count;
 }
@@ -128,37 +143,15 @@ static void read_node(struct xs_handle *xs, uint32_t domid, const char *leaf, ch
     free(text);
 }
 
-/* Drops what killed sessions recorded of domains that are gone since; returns how many are left. */
-static unsigned int drop_stale(struct session *list, unsigned int count, char **domids,
-                               unsigned int domains)
-{
-    unsigned int i, k, kept = 0;
-
-    for (i = 0; i < count; i++) {
-        for (k = 0; k < domains && strtoul(domids[k], NULL, 10) != list[i].domid; k++)
-            ;
-        if (list[i].live || k < domains) {
-            list[kept++] = list[i];
-            continue;
-        }
-        record_remove(list[i].domid);
-        free(list[i].text);
-    }
-    return kept;
-}
-
-static unsigned int read_xenstore(struct session *list, unsigned int count)
+static unsigned int read_sessions(struct session *list)
 {
     struct xs_handle *xs = xs_open(0);
-    unsigned int domains = 0, i, known, k;
-    char **names, text[32];
+    unsigned int domains = 0, i, known, k, count;
+    char **names = NULL, text[32];
 
-    if (!xs)
-        return count;
-    names = xs_directory(xs, XBT_NULL, "/local/domain", &domains);
-    if (names)
-        count = drop_stale(list, count, names, domains);
-    known = count;
+    if (xs)
+        names = xs_directory(xs, XBT_NULL, "/local/domain", &domains);
+    count = known = read_records(list, names, domains);
     for (i = 0; names && i < domains && count < SESSIONS_MAX; i++) {
         struct session *s = &list[count];
         uint32_t domid = (uint32_t)strtoul(names[i], NULL, 10);
@@ -184,7 +177,8 @@ static unsigned int read_xenstore(struct session *list, unsigned int count)
         count++;
     }
     free(names);
-    xs_close(xs);
+    if (xs)
+        xs_close(xs);
     return count;
 }
 
@@ -258,7 +252,7 @@ int cmd_remus_status(int argc, char **argv)
         fprintf(stderr, "xl remus-status: out of memory\n");
         return XL_USAGE;
     }
-    count = read_xenstore(list, read_records(list));
+    count = read_sessions(list);
     for (i = 0; i < count; i++) {
         struct session *s = &list[i];
 
