@@ -918,6 +918,22 @@ TEST(a_silent_secondary_counts_as_lost)
     assert_non_null(strstr(f.core.reason, "silent"));
 }
 
+TEST(a_silent_secondary_ends_the_initial_copy)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_COPY, 0);
+    for (int i = 0; i < 11; i++) {
+        f.now += 1000 * MS;     /* in steps: what comes after an absence of its own is forgiven */
+        event(&f, RE_TICK);
+        assert_int_equal(f.core.state, RP_COPY);
+    }
+    f.now = f.core.heard_us + 12000 * MS;
+    event(&f, RE_TICK);
+    assert_int_equal(f.core.state, RP_UNPROTECT);
+    assert_non_null(strstr(f.core.reason, "silent"));
+}
+
 TEST(a_secondary_that_no_longer_hears_us_counts_as_lost)
 {
     struct fixture f;
@@ -1782,6 +1798,7 @@ int main(void)
         T(an_arbiter_that_fails_is_asked_again),
         T(what_a_lost_peer_says_later_is_not_listened_to),
         T(a_silent_secondary_counts_as_lost),
+        T(a_silent_secondary_ends_the_initial_copy),
         T(a_secondary_that_no_longer_hears_us_counts_as_lost),
         T(silence_is_judged_before_the_frame_that_ends_it),
         T(a_copy_that_blocks_the_executor_for_minutes_is_no_silence),

@@ -94,8 +94,12 @@ const struct replication_mode *remus_mode_by_wire(uint16_t wire)
 
 /* ---- The table of states -------------------------------------------------------------------- */
 
+/* Nothing is at stake in the initial copy but time: a busy receiver gets more of it. */
+#define COPY_TIMEOUTS 4u
+
 enum link_use {
     LINK_NONE,     /* not in use: no heartbeats, silence means nothing */
+    LINK_COPY,     /* P: heartbeats; silence for COPY_TIMEOUTS times timeout_ms is a loss */
     LINK_BUILD,    /* before protection: heartbeats, silence for ready_timeout_ms is a loss */
     LINK_LIVE,     /* silence for timeout_ms is a loss */
     LINK_STOP,     /* silence for timeout_ms holds output, only the deadline is a loss */
@@ -121,7 +125,7 @@ static step_fn p_suspend_timeout, p_drain_timeout, p_stage_timeout, p_peer_slow,
 #define P_ENDS (TO(RP_STOP) | TO(RP_ARBITRATE) | TO(RP_UNPROTECT) | TO(RP_DONE))
 
 static const struct state_info state_info[REMUS_STATE_COUNT] = {
-    [RP_COPY] = { "copy", REMUS_PRIMARY, LINK_BUILD, 0, NULL,
+    [RP_COPY] = { "copy", REMUS_PRIMARY, LINK_COPY, 0, NULL,
                   TO(RP_BUILD) | TO(RP_RUN) | P_ENDS },
     [RP_BUILD] = { "build", REMUS_PRIMARY, LINK_BUILD, LIMIT(ready_timeout_ms), p_peer_slow,
                    TO(RP_RUN) | P_ENDS },
@@ -1414,6 +1418,8 @@ static uint64_t silent_at(const struct remus_core *c)
     uint64_t at;
 
     switch (state_info[c->state].link) {
+    case LINK_COPY:
+        return after(c->heard_us, COPY_TIMEOUTS * limit_us);
     case LINK_BUILD:
         return after(c->heard_us, ms_to_us(c->params.ready_timeout_ms));
     case LINK_STOP:
@@ -1609,7 +1615,7 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
         c->flags |= F_BUG;
         return;
     }
-    if (state_info[c->state].link == LINK_BUILD &&
+    if ((state_info[c->state].link == LINK_BUILD || state_info[c->state].link == LINK_COPY) &&
         (from_peer(event->type) || away_us >= ms_to_us(c->params.timeout_ms))) {
         /* Before protection nothing can be lost by trusting late bytes, and an executor may copy
          * or build for minutes without a look at its socket: its own absence counts for nothing. */
