@@ -41,6 +41,7 @@ struct world {
     struct cmp_action last; /* the last release */
     unsigned int checkpoints, flows;
     uint32_t why;
+    bool has_key;
     char text[200];
     struct remus_flow flow;
     unsigned int order; /* actions so far */
@@ -82,6 +83,7 @@ static void on_action(void *arg, const struct cmp_action *a)
     case CMP_CHECKPOINT:
         x->checkpoints++;
         x->why = a->why;
+        x->has_key = a->has_key;
         strcpy(x->text, a->text);
         return;
     }
@@ -1115,6 +1117,9 @@ static void s27_udp_without_an_equal_is_held_to_the_deadline(void **state)
     unmatched(s);
     checkpoint_at_deadline();
     held(p);
+    /* What the copy said instead is named, of the same conversation only. */
+    assert_true(w->has_key);
+    assert_non_null(strstr(w->text, "nearest differs in byte 0: 0x6f / 0x74"));
 }
 
 static size_t fragment(bool v6, const uint8_t *udp, uint32_t id, uint32_t from, uint32_t to,
@@ -2163,6 +2168,44 @@ static void a_frame_longer_than_the_limit_is_held_and_not_compared(void **state)
     free(long_frame);
 }
 
+static void the_classes_of_traffic_are_counted_apart(void **state)
+{
+    struct cmp_stats stats;
+    const struct ctl_class_stats *tcp, *udp, *icmp;
+
+    (void)state;
+    known_flow();
+    primary(DATA(0, 10));
+    pass(300);
+    secondary(DATA(0, 10));
+    primary(frame_udp(frame, IP(0), 53, 999, "one", 3));
+    secondary(frame_udp(frame, IP(0), 53, 999, "one", 3));
+    primary(frame_udp(frame, IP(0), 53, 999, "two", 3));
+    primary(frame_raw(frame, IP(0), 1, "\0\0\0\0\0\1\0\1", 8));
+    whole_checkpoint();
+    cmp_stats_get(w->c, &stats);
+    tcp = &stats.classes[CTL_CLASS_TCP];
+    udp = &stats.classes[CTL_CLASS_UDP];
+    icmp = &stats.classes[CTL_CLASS_ICMP];
+    assert_int_equal(tcp->equal, 2);
+    assert_int_equal(tcp->epoch, 0);
+    assert_int_equal(tcp->delay_us_max, 300);
+    assert_int_equal(udp->primary, 2);
+    assert_int_equal(udp->secondary, 1);
+    assert_int_equal(udp->equal, 1);
+    assert_int_equal(udp->epoch, 1);
+    assert_int_equal(udp->delay_us_sum, 0);
+    assert_int_equal(icmp->primary, 1);
+    assert_int_equal(icmp->epoch, 1);
+    assert_int_equal(tcp->primary + udp->primary + icmp->primary, stats.primary_frames);
+    primary(DATA(10, 10));
+    pass(DEADLINE_MAX);
+    checkpoint(CTL_WHY_DEADLINE);
+    cmp_stats_get(w->c, &stats);
+    assert_int_equal(stats.classes[CTL_CLASS_TCP].checkpoints[CTL_WHY_DEADLINE], 1);
+    assert_int_equal(stats.classes[CTL_CLASS_UDP].checkpoints[CTL_WHY_DEADLINE], 0);
+}
+
 static void the_statistics_add_up(void **state)
 {
     struct cmp_stats stats;
@@ -2290,6 +2333,7 @@ int main(void)
         T(bad_limits_are_refused),
         T(a_frame_longer_than_the_limit_is_held_and_not_compared),
         T(the_statistics_add_up),
+        T(the_classes_of_traffic_are_counted_apart),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,14 +111,14 @@ static void structures_arrive_with_their_text(void **state)
     assert_int_equal(ctl_send(p->a, &msg, attach, "hello", NULL, 0), 0);
     assert_int_equal(ctl_recv(p->b, &in), 0);
     assert_int_equal(in.msg.count, REMUS_VIFS_MAX);
-    assert_memory_equal(in.attach, attach, sizeof(attach));
+    assert_memory_equal(in.structs.attach, attach, sizeof(attach));
     assert_string_equal(in.text, "hello");
 
     memset(&stats, 0x5a, sizeof(stats));
     msg = (struct ctl_msg){ .type = CTL_STATS, .count = 1 };
     assert_int_equal(ctl_send(p->b, &msg, &stats, NULL, NULL, 0), 0);
     assert_int_equal(ctl_recv(p->a, &in), 0);
-    assert_memory_equal(&in.stats, &stats, sizeof(stats));
+    assert_memory_equal(&in.structs.stats, &stats, sizeof(stats));
 }
 
 static void failover_carries_descriptors(void **state)

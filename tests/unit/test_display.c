@@ -216,6 +216,11 @@ static void each_status_is_one_json_object(void **state)
     (void)state;
     shown_open(&x, true, false);
     strcpy(s.last_divergence, "a \"quoted\"\nthing");
+    s.vif_count = s.cause_count = 1;
+    strcpy(s.vifs[0].name, "vif7.0");
+    s.vifs[0].classes[CTL_CLASS_UDP].primary = 5;
+    strcpy(s.causes[0].flow, "udp port 53");
+    s.causes[0].checkpoints[CTL_WHY_DEADLINE] = 4;
     display_status(&x.d, 0, &s);
     display_message(&x.d, XC_SR_WARN, "beta", "some\nthing");
     display_end(&x.d, 3, "alone", "why", &s);
@@ -230,6 +235,14 @@ static void each_status_is_one_json_object(void **state)
     assert_int_equal(value, 12);
     assert_true(remus_message_number(m, "pause_us_max", UINT64_MAX, &value));
     assert_int_equal(value, 30000);
+    assert_int_equal(remus_message_count(m, "vifs"), 1);
+    assert_int_equal(remus_message_count(m, "classes"), 1);
+    assert_string_equal(remus_message_item(m, "classes", 0, "class"), "udp");
+    assert_int_equal(remus_message_item_number(m, "classes", 0, "primary"), 5);
+    assert_string_equal(remus_message_item(m, "causes", 0, "flow"), "udp port 53");
+    assert_int_equal(remus_message_item_number(m, "causes", 0, "deadline"), 4);
+    assert_int_equal(remus_message_item_number(m, "causes", 1, "deadline"), 0);
+    assert_int_equal(remus_message_item_number(m, "causes", 0, "flow"), 0);
     remus_message_free(m);
     fflush(x.err);
     assert_int_equal(x.err_bytes, 0);

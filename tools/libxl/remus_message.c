@@ -333,15 +333,29 @@ size_t remus_message_count(const struct remus_message *m, const char *key)
     return YAJL_IS_ARRAY(v) ? v->u.array.len : 0;
 }
 
-const char *remus_message_item(const struct remus_message *m, const char *key, size_t index,
-                               const char *name)
+static yajl_val item(const struct remus_message *m, const char *key, size_t index,
+                     const char *name)
 {
     yajl_val v = field(m->tree, key);
 
     if (!YAJL_IS_ARRAY(v) || index >= v->u.array.len)
         return NULL;
     v = v->u.array.values[index];
-    return YAJL_GET_STRING(name ? field(v, name) : v);
+    return name ? field(v, name) : v;
+}
+
+const char *remus_message_item(const struct remus_message *m, const char *key, size_t index,
+                               const char *name)
+{
+    return YAJL_GET_STRING(item(m, key, index, name));
+}
+
+uint64_t remus_message_item_number(const struct remus_message *m, const char *key, size_t index,
+                                   const char *name)
+{
+    yajl_val v = item(m, key, index, name);
+
+    return YAJL_IS_INTEGER(v) && YAJL_GET_INTEGER(v) > 0 ? (uint64_t)YAJL_GET_INTEGER(v) : 0;
 }
 
 /* ---- Conversation ---------------------------------------------------------------------------- */

@@ -57,6 +57,9 @@ size_t remus_message_count(const struct remus_message *m, const char *key);
 /* A string of list key: entry index itself (field NULL), or that entry's field. */
 const char *remus_message_item(const struct remus_message *m, const char *key, size_t index,
                                const char *field);
+/* A number of list key: that entry's field. 0: no such field, no integer, or below 0. */
+uint64_t remus_message_item_number(const struct remus_message *m, const char *key, size_t index,
+                                   const char *field);
 
 /* ---- A conversation over two descriptors ---- */
 

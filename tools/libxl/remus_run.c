@@ -390,6 +390,41 @@ void remus_run_link_close(struct remus_run *r)
 
 /* ---- Daemon ---- */
 
+static void note_stats(struct remus_status *s, const struct ctl_stats *stats)
+{
+    const uint64_t released = stats->released_equal + stats->released_epoch;
+
+    s->net = *stats;
+    s->held_packets = stats->held;
+    s->output_delay_us = released ? stats->delay_us_sum / released : 0;
+    s->output_delay_us_max = stats->delay_us_max;
+}
+
+/* The daemon is confined because it may be taken over: its strings end where their fields do. */
+static void note_vifs(struct remus_status *s, const struct ctl_vif_stats *vifs, unsigned int count)
+{
+    unsigned int i;
+
+    for (i = 0; i < count; i++) {
+        s->vifs[i] = vifs[i];
+        s->vifs[i].name[sizeof(vifs[i].name) - 1] = 0;
+    }
+    s->vif_count = count;
+}
+
+static void note_causes(struct remus_status *s, const struct ctl_cause *causes, unsigned int count)
+{
+    unsigned int i;
+
+    for (i = 0; i < count; i++) {
+        s->causes[i] = causes[i];
+        s->causes[i].vif[sizeof(causes[i].vif) - 1] = 0;
+        s->causes[i].flow[sizeof(causes[i].flow) - 1] = 0;
+        s->causes[i].last[sizeof(causes[i].last) - 1] = 0;
+    }
+    s->cause_count = count;
+}
+
 static void dispatch_control(struct remus_run *r, const struct ctl_in *in)
 {
     switch (in->msg.type) {
@@ -404,11 +439,13 @@ static void dispatch_control(struct remus_run *r, const struct ctl_in *in)
         remus_run_log(r, XC_SR_ERROR, "%s: %s", r->daemon.name, in->text);
         break;
     case CTL_STATS:
-        r->status.net = in->stats;
-        r->status.held_packets = in->stats.held;
-        r->status.output_delay_us = in->stats.released_equal + in->stats.released_epoch
-            ? in->stats.delay_us_sum / (in->stats.released_equal + in->stats.released_epoch) : 0;
-        r->status.output_delay_us_max = in->stats.delay_us_max;
+        note_stats(&r->status, &in->structs.stats);
+        break;
+    case CTL_VIF_STATS:
+        note_vifs(&r->status, in->structs.vifs, in->msg.count);
+        break;
+    case CTL_CAUSES:
+        note_causes(&r->status, in->structs.causes, in->msg.count);
         break;
     default:
         r->ops->control(r, in);

@@ -37,6 +37,9 @@ struct remus_status {
     uint64_t failover_ms;           /* secondary: from last sign of life to open output */
     struct xc_sr_cache_stats cache;
     struct ctl_stats net;
+    uint32_t vif_count, cause_count;
+    struct ctl_vif_stats vifs[REMUS_VIFS_MAX];
+    struct ctl_cause causes[CTL_CAUSES_MAX]; /* what asked for checkpoints, the most first */
     char last_divergence[200];
     char reason[200];               /* why the newest change of state */
 };

@@ -56,6 +56,7 @@
 #include <unistd.h>
 
 #include "tools/remus/bypass.h"
+#include "tools/remus/causes.h"
 #include "tools/remus/channel.h"
 #include "tools/remus/compare.h"
 #include "tools/remus/ctl.h"
@@ -130,6 +131,7 @@ struct vif {
     uint64_t matched[CHANNEL_MATCHED_MAX];
     unsigned int matched_count;
 
+    struct ctl_vif_stats stats;             /* input, output and dropped are counted here */
     uint64_t held_bytes, held_max;
     uint64_t output_lost, input_lost;       /* as last seen in the queues' stats */
     uint64_t output_gone, input_gone;
@@ -163,6 +165,7 @@ struct proxy {
     char lost_text[200];     /* why the channel is to be given up at the end of the round; "" */
 
     struct ctl_stats stats;
+    struct causes causes;
 };
 
 static int log_level = 1;    /* 0 errors and changes of state, 1 checkpoints wanted, 2 messages */
@@ -203,10 +206,13 @@ static void proxy_answer(struct proxy *p, enum ctl_type type)
     }
 }
 
-/* One request an epoch is enough: a checkpoint makes everything equal. */
-__attribute__((format(printf, 3, 4)))
-static void proxy_ask(struct proxy *p, enum ctl_why why, const char *fmt, ...)
+/* One request an epoch is enough: a checkpoint makes everything equal.  key: the flow that is the
+ * reason, or NULL. */
+__attribute__((format(printf, 4, 5)))
+static void vif_ask(struct vif *v, enum ctl_why why, const struct packet_key *key,
+                    const char *fmt, ...)
 {
+    struct proxy *p = v->proxy;
     char text[CTL_TEXT_MAX];
     va_list ap;
     int rc;
@@ -222,8 +228,9 @@ static void proxy_ask(struct proxy *p, enum ctl_why why, const char *fmt, ...)
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     p->asked = true;
-    proxy_log(p, 1, "checkpoint wanted, %s: %s", why_name[why], text);
-    rc = ctl_say(REMUS_CTL_FD, CTL_CHECKPOINT, why, p->epoch, "%s", text);
+    causes_note(&p->causes, v->name, key, why, p->epoch, text);
+    proxy_log(p, 1, "checkpoint wanted, %s: %s: %s", why_name[why], v->name, text);
+    rc = ctl_say(REMUS_CTL_FD, CTL_CHECKPOINT, why, p->epoch, "%s: %s", v->name, text);
     if (rc) {
         p->error = rc;
     }
@@ -358,7 +365,7 @@ static void slot_verdict_mangled(struct vif *v, struct slot *s, const struct cmp
     int rc;
 
     if (!s->copied || packet_parse(&packet, s->bytes, s->copied) || packet.kind != PACKET_TCP) {
-        v->proxy->stats.dropped_other++;
+        v->stats.dropped++;
         proxy_log(v->proxy, 1, "%s: a frame of %u bytes cannot be changed: dropped", v->name,
                   s->length);
         slot_verdict(v, s, false);
@@ -452,7 +459,8 @@ static void vif_action(void *arg, const struct cmp_action *action)
         }
         return;
     case CMP_CHECKPOINT:
-        proxy_ask(p, action->why, "%s: %.*s", v->name, (int)sizeof(action->text), action->text);
+        vif_ask(v, action->why, action->has_key ? &action->key : NULL, "%.*s",
+                (int)sizeof(action->text), action->text);
         return;
     }
 }
@@ -472,8 +480,8 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
     struct proxy *p = v->proxy;
     struct slot *s;
 
-    p->stats.output_packets++;
-    p->stats.output_bytes += frame->wire_length;
+    v->stats.output_packets++;
+    v->stats.output_bytes += frame->wire_length;
     if (p->state == PROXY_OPEN || p->state == PROXY_FENCED) {
         int rc = nfq_verdict(v->output, frame->packet_id, p->state == PROXY_OPEN);
 
@@ -484,7 +492,7 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
     }
     s = frame->truncated ? NULL : slot_take(v, frame);
     if (!s) {
-        p->stats.dropped_other++;
+        v->stats.dropped++;
         proxy_log(p, 1, "%s: output frame of %u bytes dropped: %s", v->name, frame->wire_length,
                   frame->truncated ? "too long to compare" : "too many are held");
         nfq_verdict(v->output, frame->packet_id, false);
@@ -504,7 +512,7 @@ static void check_gone(struct vif *v, const char *which, uint64_t errors, uint64
         proxy_log(v->proxy, 0, "%s: the kernel has dropped %" PRIu64 " %s frames that were held "
                   "(device gone, or a chain removed from the packet filter)", v->name,
                   errors - *seen, which);
-        v->proxy->stats.dropped_other += errors - *seen;
+        v->stats.dropped += errors - *seen;
         *seen = errors;
     }
 }
@@ -521,22 +529,21 @@ static void output_check_lost(struct vif *v)
         const uint64_t lost = stats.lost - v->output_lost;
 
         v->output_lost = stats.lost;
-        v->proxy->stats.dropped_other += lost;
+        v->stats.dropped += lost;
         proxy_log(v->proxy, 0, "%s: the kernel dropped %" PRIu64 " output frames: socket full",
                   v->name, lost);
-        proxy_ask(v->proxy, CTL_WHY_QUEUE, "%s: %" PRIu64 " output frames lost", v->name, lost);
+        vif_ask(v, CTL_WHY_QUEUE, NULL, "%" PRIu64 " output frames lost", lost);
     }
 }
 
 static int output_read(struct vif *v, unsigned int batches, bool exact, bool *more)
 {
-    struct proxy *p = v->proxy;
+    const uint32_t most = v->proxy->output_maxlen;
     int rc = nfq_recv(v->output, output_frame, v, batches, exact, more);
 
     output_check_lost(v);
-    if (vif_held(v) >= p->output_maxlen / 4 * 3) {
-        proxy_ask(p, CTL_WHY_QUEUE, "%s: %u of %u output frames are held", v->name, vif_held(v),
-                  p->output_maxlen);
+    if (vif_held(v) >= most / 4 * 3) {
+        vif_ask(v, CTL_WHY_QUEUE, NULL, "%u of %u output frames are held", vif_held(v), most);
     }
     return rc;
 }
@@ -574,11 +581,11 @@ static void input_frame(void *arg, const struct nfq_frame *frame)
     bool accept = p->state != PROXY_FENCED;
     int rc;
 
-    p->stats.input_packets++;
-    p->stats.input_bytes += frame->wire_length;
+    v->stats.input_packets++;
+    v->stats.input_bytes += frame->wire_length;
     if (p->state == PROXY_COMPARE || p->state == PROXY_HOLD) {
         if (frame->truncated) {
-            p->stats.dropped_other++;
+            v->stats.dropped++;
             proxy_log(p, 1, "%s: input frame of %u bytes dropped: too long to copy", v->name,
                       frame->wire_length);
             accept = false;
@@ -619,7 +626,7 @@ static int input_read(struct vif *v, unsigned int batches, bool exact, bool *mor
         /* Neither guest saw them: to both it is a network that lost packets. */
         proxy_log(v->proxy, 0, "%s: the kernel dropped %" PRIu64 " input frames: socket full",
                   v->name, stats.lost - v->input_lost);
-        v->proxy->stats.dropped_other += stats.lost - v->input_lost;
+        v->stats.dropped += stats.lost - v->input_lost;
         v->input_lost = stats.lost;
     }
     return rc;
@@ -632,13 +639,11 @@ static void input_check_room(struct vif *v)
     uint32_t bytes, limit;
 
     if (nfq_backlog(v->input, &bytes, &limit) == 0 && bytes > limit / 4 * 3) {
-        proxy_ask(v->proxy, CTL_WHY_QUEUE, "%s: %u of %u bytes of input wait", v->name, bytes,
-                  limit);
+        vif_ask(v, CTL_WHY_QUEUE, NULL, "%u of %u bytes of input wait", bytes, limit);
     } else if (v->proxy->table_fd >= 0 &&
                nfq_table_read(v->proxy->table_fd, v->input, &entry) == 0 &&
                entry.held > INPUT_MAXLEN / 4 * 3) {
-        proxy_ask(v->proxy, CTL_WHY_QUEUE, "%s: %u of %u input frames wait", v->name, entry.held,
-                  INPUT_MAXLEN);
+        vif_ask(v, CTL_WHY_QUEUE, NULL, "%u of %u input frames wait", entry.held, INPUT_MAXLEN);
     }
 }
 
@@ -656,14 +661,14 @@ static void table_check(struct vif *v)
         const uint32_t lost = entry.dropped_full - v->output_full;
 
         v->output_full = entry.dropped_full;
-        p->stats.dropped_other += lost;
+        v->stats.dropped += lost;
         proxy_log(p, 0, "%s: the kernel dropped %u output frames: queue full", v->name, lost);
-        proxy_ask(p, CTL_WHY_QUEUE, "%s: %u output frames lost", v->name, lost);
+        vif_ask(v, CTL_WHY_QUEUE, NULL, "%u output frames lost", lost);
     }
     if (nfq_table_read(p->table_fd, v->input, &entry) == 0 && entry.dropped_full != v->input_full) {
         proxy_log(p, 0, "%s: the kernel dropped %u input frames: queue full", v->name,
                   entry.dropped_full - v->input_full);
-        p->stats.dropped_other += entry.dropped_full - v->input_full;
+        v->stats.dropped += entry.dropped_full - v->input_full;
         v->input_full = entry.dropped_full;
     }
 }
@@ -784,9 +789,17 @@ static int proxy_quit(struct proxy *p)
     return proxy_flush_and_wait(p);
 }
 
+static int stats_send(const struct proxy *p, enum ctl_type type, unsigned int count,
+                      const void *structs)
+{
+    const struct ctl_msg msg = { .type = type, .epoch = p->epoch, .count = count };
+
+    return ctl_send_wait(REMUS_CTL_FD, &msg, structs, NULL, NULL, 0, 1000);
+}
+
 static void proxy_stats(struct proxy *p)
 {
-    struct ctl_msg msg = { .type = CTL_STATS, .epoch = p->epoch, .count = 1 };
+    struct ctl_vif_stats vifs[REMUS_VIFS_MAX];
     struct ctl_stats s = p->stats;
     unsigned int i;
     int rc;
@@ -796,6 +809,18 @@ static void proxy_stats(struct proxy *p)
         struct cmp_stats c;
 
         cmp_stats_get(v->cmp, &c);
+        memcpy(v->stats.name, v->name, sizeof(v->stats.name));
+        v->stats.held = vif_held(v);
+        v->stats.held_bytes = v->held_bytes;
+        v->stats.held_max = v->held_max;
+        v->stats.flows = c.flows;
+        memcpy(v->stats.classes, c.classes, sizeof(v->stats.classes));
+        vifs[i] = v->stats;
+        s.input_packets += v->stats.input_packets;
+        s.input_bytes += v->stats.input_bytes;
+        s.output_packets += v->stats.output_packets;
+        s.output_bytes += v->stats.output_bytes;
+        s.dropped_other += v->stats.dropped;
         s.released_equal += c.released_equal;
         s.released_epoch += c.released_epoch;
         s.held += vif_held(v);
@@ -808,7 +833,13 @@ static void proxy_stats(struct proxy *p)
         s.delay_us_max = c.delay_us_max > s.delay_us_max ? c.delay_us_max : s.delay_us_max;
         s.lag_us = c.lag_us > s.lag_us ? c.lag_us : s.lag_us;
     }
-    rc = ctl_send_wait(REMUS_CTL_FD, &msg, &s, NULL, NULL, 0, 1000);
+    rc = stats_send(p, CTL_VIF_STATS, p->vif_count, vifs);
+    if (!rc) {
+        rc = stats_send(p, CTL_CAUSES, p->causes.count, p->causes.list);
+    }
+    if (!rc) {
+        rc = stats_send(p, CTL_STATS, 1, &s);
+    }
     if (rc) {
         p->error = rc;
     }

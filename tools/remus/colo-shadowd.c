@@ -1184,7 +1184,7 @@ static int do_attach(struct shadowd *s, const struct ctl_in *in, char *error, si
     int rc = 0;
 
     for (i = 0; !rc && i < in->msg.count; i++) {
-        const struct ctl_attach *at = &in->attach[i];
+        const struct ctl_attach *at = &in->structs.attach[i];
 
         if (at->vif >= s->vifs || at->domid != s->domid) {
             snprintf(error, size, "domain %u: ATTACH names vif %u of domain %u", s->domid, at->vif,

@@ -49,6 +49,7 @@
 
 #define ASSEMBLY_BYTES          65536u
 #define EVICT_STEPS             256u
+#define UNLIKE_STEPS            64u
 
 /* ---- Lists ----------------------------------------------------------------------------------- */
 
@@ -295,6 +296,7 @@ static struct item *item_new(struct cmp *c, enum side side, uint64_t id, struct 
     it->chunks = NULL;
     it->bytes = it->kept = 0;
     it->side = (uint8_t)side;
+    it->class = (uint8_t)c->class;
     it->gso = false;
     fifo_append(fifo, it);
     return it;
@@ -327,8 +329,10 @@ void matched(struct cmp *c, uint64_t id)
     emit(c, CMP_MATCHED, id);
 }
 
-void want_checkpoint(struct cmp *c, enum ctl_why why, const char *format, ...)
+void want_checkpoint(struct cmp *c, enum ctl_why why, enum ctl_class class,
+                     const struct packet_key *key, const char *format, ...)
 {
+    char name[PACKET_DESCRIBE_MAX];
     va_list args;
     int n;
 
@@ -338,14 +342,21 @@ void want_checkpoint(struct cmp *c, enum ctl_why why, const char *format, ...)
     }
     c->wanted = c->present;
     c->stats.checkpoints[why]++;
-    n = snprintf(c->action.text, sizeof(c->action.text),
-                 "epoch %llu: ", (unsigned long long)c->present);
+    c->stats.classes[class].checkpoints[why]++;
+    c->action.has_key = key;
+    if (key) {
+        c->action.key = *key;
+        packet_key_describe(key, name, sizeof(name));
+    }
+    n = snprintf(c->action.text, sizeof(c->action.text), "epoch %llu: %s%s",
+                 (unsigned long long)c->present, key ? name : "", key ? ": " : "");
     va_start(args, format);
     vsnprintf(c->action.text + n, sizeof(c->action.text) - (size_t)n, format, args);
     va_end(args);
     c->action.why = why;
     emit(c, CMP_CHECKPOINT, 0);
     c->action.why = 0;
+    c->action.has_key = false;
     c->action.text[0] = '\0';
 }
 
@@ -387,18 +398,18 @@ static void check_limits(struct cmp *c)
         return;
     }
     if (three_quarters(c->p_fifo.count - c->p_waiting, c->limits.frames_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, "%u frames of the primary held, at most %u",
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%u frames of the primary held, at most %u",
                         c->p_fifo.count, c->limits.frames_max);
     } else if (three_quarters(kept, c->limits.frames_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, "%u frames of the secondary kept, at most %u",
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%u frames of the secondary kept, at most %u",
                         (unsigned int)kept, c->limits.frames_max);
     } else if (three_quarters(c->chunks_used, c->chunks_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, "%llu bytes kept, at most %llu",
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%llu bytes kept, at most %llu",
                         (unsigned long long)c->chunks_used * CHUNK_BYTES,
                         (unsigned long long)c->limits.bytes_max);
     } else if (three_quarters(c->flows_busy, c->limits.flows_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, "%u busy flows, at most %u", c->flows_busy,
-                        c->limits.flows_max);
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%u busy flows, at most %u",
+                        c->flows_busy, c->limits.flows_max);
     }
 }
 
@@ -454,15 +465,22 @@ static void count_delay(struct cmp *c, const struct item *it)
 {
     uint64_t delay = c->now_us - it->arrival_us;
 
+    struct ctl_class_stats *class = &c->stats.classes[it->class];
+
     c->stats.delay_us_sum += delay;
     if (delay > c->stats.delay_us_max) {
         c->stats.delay_us_max = delay;
+    }
+    class->delay_us_sum += delay;
+    if (delay > class->delay_us_max) {
+        class->delay_us_max = delay;
     }
 }
 
 void primary_release(struct cmp *c, struct item *it, enum cmp_action_type type)
 {
     c->stats.released_equal++;
+    c->stats.classes[it->class].equal++;
     count_delay(c, it);
     /* What came while the gate was closed has waited for the checkpoint, not for its partner. */
     if (it->arrival_us >= c->start_us) {
@@ -599,6 +617,27 @@ static void rerun(struct cmp *c)
     }
 }
 
+static enum ctl_class class_of(const struct packet *p)
+{
+    if (p->kind == PACKET_ARP) {
+        return CTL_CLASS_ARP;
+    }
+    if (p->kind == PACKET_BAD || p->kind == PACKET_OTHER) {
+        return CTL_CLASS_OTHER;
+    }
+    switch (p->proto) {
+    case PACKET_PROTO_TCP:
+        return CTL_CLASS_TCP;
+    case PACKET_PROTO_UDP:
+        return CTL_CLASS_UDP;
+    case PACKET_PROTO_ICMP:
+    case PACKET_PROTO_ICMPV6:
+        return CTL_CLASS_ICMP;
+    default:
+        return CTL_CLASS_OTHER;
+    }
+}
+
 void cmp_primary(struct cmp *c, uint64_t now_us, uint64_t id, const uint8_t *frame, size_t length,
                  bool gso)
 {
@@ -608,6 +647,8 @@ void cmp_primary(struct cmp *c, uint64_t now_us, uint64_t id, const uint8_t *fra
     rerun(c);
     c->stats.primary_frames++;
     packet_parse(&p, frame, length);
+    c->class = class_of(&p);
+    c->stats.classes[c->class].primary++;
     if (length > REMUS_PACKET_MAX) {
         primary_new(c, id, gso); /* the parser does not see all of it: held, not compared */
     } else if (p.kind == PACKET_TCP) {
@@ -625,6 +666,8 @@ static void secondary_frame(struct cmp *c, uint64_t id, const uint8_t *frame, si
 
     c->heard = true;
     packet_parse(&p, frame, length);
+    c->class = class_of(&p);
+    c->stats.classes[c->class].secondary++;
     if (length > REMUS_PACKET_MAX) {
         c->stats.secondary_surplus++;
     } else if (p.kind == PACKET_TCP) {
@@ -761,6 +804,7 @@ static void release_waiting(struct cmp *c, struct item *it, enum cmp_action_type
 {
     if (type == CMP_RELEASE) {
         c->stats.released_epoch++;
+        c->stats.classes[it->class].epoch++;
         count_delay(c, it);
     }
     if (it->epoch < c->present) {
@@ -876,24 +920,64 @@ uint64_t cmp_next_us(const struct cmp *c)
     return next;
 }
 
+/* A secondary's datagram of the same conversation that says something else, among the newest. */
+static const struct item *unlike(const struct cmp *c, const struct item *it)
+{
+    const struct item *other = c->s_surplus.last;
+    uint32_t steps;
+
+    for (steps = 0; other && steps < UNLIKE_STEPS; steps++, other = other->older) {
+        if (other->place == PLACE_BUCKET && !memcmp(&other->datagram.head, &it->datagram.head,
+                                                    sizeof(it->datagram.head))) {
+            return other;
+        }
+    }
+    return NULL;
+}
+
+static void late_datagram(struct cmp *c, const struct item *it, const char *whose, uint64_t waited)
+{
+    const struct packet_key *key = &it->datagram.head.key;
+    const struct item *other = unlike(c, it);
+    const uint8_t *x, *y;
+    uint32_t most, at;
+
+    if (!other) {
+        want_checkpoint(c, CTL_WHY_DEADLINE, it->class, key,
+                        "%s %u bytes without an equal for %llu us", whose, it->bytes,
+                        (unsigned long long)waited);
+        return;
+    }
+    most = it->bytes < other->bytes ? it->bytes : other->bytes;
+    at = item_compare(it, 0, other, 0, most);
+    if (at == most) {
+        want_checkpoint(c, CTL_WHY_DEADLINE, it->class, key, "%s %u bytes, other %u bytes", whose,
+                        it->bytes, other->bytes);
+        return;
+    }
+    item_span(it, at, &x);
+    item_span(other, at, &y);
+    want_checkpoint(c, CTL_WHY_DEADLINE, it->class, key,
+                    "no equal in %llu us, nearest differs in byte %u: 0x%02x / 0x%02x",
+                    (unsigned long long)waited, at, *x, *y);
+}
+
 static void late(struct cmp *c, const struct item *it, const char *whose)
 {
-    char name[PACKET_DESCRIBE_MAX] = "frame";
     uint64_t waited = c->now_us - since(c, it);
 
     if (it->place == PLACE_FLOW) {
-        packet_key_describe(&it->flow->key, name, sizeof(name));
-        want_checkpoint(c, CTL_WHY_DEADLINE,
-                        "%s: %s seq %u+%u ack %u alone for %llu us; verified %u, other ack %u",
-                        name, whose, it->tcp.seq, it->tcp.end - it->tcp.seq, it->tcp.ack,
+        want_checkpoint(c, CTL_WHY_DEADLINE, it->class, &it->flow->key,
+                        "%s seq %u+%u ack %u alone for %llu us; verified %u, other ack %u", whose,
+                        it->tcp.seq, it->tcp.end - it->tcp.seq, it->tcp.ack,
                         (unsigned long long)waited, it->flow->verified, it->flow->s_ack);
-        return;
+    } else if (it->place == PLACE_BUCKET) {
+        late_datagram(c, it, whose, waited);
+    } else {
+        want_checkpoint(c, CTL_WHY_DEADLINE, it->class, NULL,
+                        "%s %u bytes without an equal for %llu us", whose, it->bytes,
+                        (unsigned long long)waited);
     }
-    if (it->place == PLACE_BUCKET) {
-        packet_key_describe(&it->datagram.head.key, name, sizeof(name));
-    }
-    want_checkpoint(c, CTL_WHY_DEADLINE, "%s: %s %u bytes without an equal for %llu us", name,
-                    whose, it->bytes, (unsigned long long)waited);
 }
 
 void cmp_tick(struct cmp *c, uint64_t now_us)

@@ -21,6 +21,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tools/remus/ctl.h"
+#include "tools/remus/packet.h"
 #include "xen/include/public/remus.h"
 
 struct cmp;
@@ -56,6 +58,8 @@ struct cmp_action {
     uint64_t id;
     struct remus_flow flow;
     uint32_t why;
+    bool has_key;         /* CMP_CHECKPOINT: one flow is the reason, .key */
+    struct packet_key key;
     uint32_t sack_blocks; /* never more than the frame has */
     uint32_t sack[4][2];  /* left and right edge, host order */
     char text[200];       /* flow, offset, both values, for the log */
@@ -99,6 +103,7 @@ struct cmp_stats {
     uint64_t checkpoints_coalesced; /* further reasons within an epoch that had one */
     uint64_t dropped_full;          /* primary frames dropped because the id table was full */
     uint64_t delay_us_sum, delay_us_max;
+    struct ctl_class_stats classes[CTL_CLASS_COUNT];
 };
 void cmp_stats_get(const struct cmp *c, struct cmp_stats *out);
 

@@ -120,17 +120,17 @@ static void diverge(struct cmp *c, struct item *p, struct item *s)
 {
     uint32_t n = p->bytes < s->bytes ? p->bytes : s->bytes;
     uint32_t at = item_compare(p, 0, s, 0, n);
-    char name[PACKET_DESCRIBE_MAX];
+    const struct packet_key *key = &p->datagram.head.key;
     const uint8_t *x, *y;
 
-    packet_key_describe(&p->datagram.head.key, name, sizeof(name));
     if (at == n) {
-        want_checkpoint(c, CTL_WHY_DIVERGED, "%s: echo: %u / %u bytes", name, p->bytes, s->bytes);
+        want_checkpoint(c, CTL_WHY_DIVERGED, p->class, key, "echo: %u / %u bytes", p->bytes,
+                        s->bytes);
     } else {
         item_span(p, at, &x);
         item_span(s, at, &y);
-        want_checkpoint(c, CTL_WHY_DIVERGED, "%s: echo, byte %u: 0x%02x / 0x%02x", name, at, *x,
-                        *y);
+        want_checkpoint(c, CTL_WHY_DIVERGED, p->class, key, "echo, byte %u: 0x%02x / 0x%02x", at,
+                        *x, *y);
     }
     primary_wait(c, p);
     item_free(c, s);
@@ -161,7 +161,6 @@ static bool pair(struct cmp *c, struct item *it)
 
 void datagram_place(struct cmp *c, struct item *it, bool hash_body)
 {
-    char name[PACKET_DESCRIBE_MAX];
     uint64_t hash;
 
     hash = XXH3_64bits_withSeed(&it->datagram.head, sizeof(it->datagram.head), c->limits.hash_seed);
@@ -173,8 +172,7 @@ void datagram_place(struct cmp *c, struct item *it, bool hash_body)
         return;
     }
     if (item_keep(c, it, 0)) {
-        packet_key_describe(&it->datagram.head.key, name, sizeof(name));
-        want_checkpoint(c, CTL_WHY_QUEUE, "%s: no room for a copy", name);
+        want_checkpoint(c, CTL_WHY_QUEUE, it->class, &it->datagram.head.key, "no room for a copy");
         if (it->side == PRIMARY) {
             primary_wait(c, it);
         } else {

@@ -28,8 +28,6 @@
 #define REMUS_COMPARE_PRIVATE_H
 
 #include "tools/remus/compare.h"
-#include "tools/remus/ctl.h"
-#include "tools/remus/packet.h"
 
 #define CHUNK_BYTES      2048u
 #define CHUNK_DATA       (CHUNK_BYTES - sizeof(struct chunk *))
@@ -76,6 +74,7 @@ struct item {
     uint32_t bytes, kept;
     uint8_t side;
     uint8_t place; /* enum place: whose list it is in */
+    uint8_t class; /* enum ctl_class */
     bool gso;
     union {
         struct {
@@ -163,6 +162,7 @@ struct cmp {
     struct item *items, *items_free[2]; /* by side */
     struct fifo p_fifo, s_tcp, s_must, s_surplus, s_future;
     uint32_t p_waiting;  /* primary items of epochs before the present one */
+    enum ctl_class class; /* of the frame being handled */
     struct item *fresh;  /* the item of the frame being handled, NULL once it is gone */
     struct item *cursor; /* of the walk over p_fifo; moves on when its item goes */
 
@@ -199,9 +199,11 @@ void primary_wait(struct cmp *c, struct item *it);
 /* Emits, counts, frees.  type: CMP_RELEASE...; the action's other fields are the caller's. */
 void primary_release(struct cmp *c, struct item *it, enum cmp_action_type type);
 void matched(struct cmp *c, uint64_t id);
-/* Ends the epoch, once; printf-like text for the log. */
-void want_checkpoint(struct cmp *c, enum ctl_why why, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+/* Ends the epoch, once. key: the flow that is the reason, NULL if a limit is; the rest: a text for
+ * the log, without the flow. */
+void want_checkpoint(struct cmp *c, enum ctl_why why, enum ctl_class class,
+                     const struct packet_key *key, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
 
 /* place: whose list it is; f: the flow, for PLACE_FLOW; before == NULL: at the end. */
 void list_insert(struct cmp *c, enum place place, struct flow *f, struct list *list,

@@ -150,10 +150,7 @@ static void flow_lose(struct cmp *c, struct flow *f)
 
 static void flow_no_room(struct cmp *c, struct flow *f)
 {
-    char name[PACKET_DESCRIBE_MAX];
-
-    packet_key_describe(&f->key, name, sizeof(name));
-    want_checkpoint(c, CTL_WHY_QUEUE, "%s: no room for a copy", name);
+    want_checkpoint(c, CTL_WHY_QUEUE, CTL_CLASS_TCP, &f->key, "no room for a copy");
     flow_lose(c, f);
 }
 
@@ -162,17 +159,15 @@ static void diverge_bytes(struct cmp *c, struct flow *f, uint32_t at, const stru
                           const struct item *b, const char *how)
 {
     const uint8_t *x, *y;
-    char name[PACKET_DESCRIBE_MAX];
 
     item_span(a, at - a->tcp.seq - !!(a->tcp.flags & PACKET_TCP_SYN), &x);
     item_span(b, at - b->tcp.seq - !!(b->tcp.flags & PACKET_TCP_SYN), &y);
-    packet_key_describe(&f->key, name, sizeof(name));
     if (f->has_p_isn) {
-        want_checkpoint(c, CTL_WHY_DIVERGED, "%s: %s, byte %u: 0x%02x / 0x%02x", name, how,
-                        at - f->p_isn - 1, *x, *y);
+        want_checkpoint(c, CTL_WHY_DIVERGED, CTL_CLASS_TCP, &f->key,
+                        "%s, byte %u: 0x%02x / 0x%02x", how, at - f->p_isn - 1, *x, *y);
     } else {
-        want_checkpoint(c, CTL_WHY_DIVERGED, "%s: %s, seq %u: 0x%02x / 0x%02x", name, how, at, *x,
-                        *y);
+        want_checkpoint(c, CTL_WHY_DIVERGED, CTL_CLASS_TCP, &f->key,
+                        "%s, seq %u: 0x%02x / 0x%02x", how, at, *x, *y);
     }
     flow_lose(c, f);
 }
@@ -193,22 +188,16 @@ static enum kind kind_at(const struct item *it, uint32_t at)
 static void diverge_kinds(struct cmp *c, struct flow *f, enum kind p, enum kind s)
 {
     static const char *const names[] = {"SYN", "data", "FIN"};
-    char name[PACKET_DESCRIBE_MAX];
 
-    packet_key_describe(&f->key, name, sizeof(name));
-    want_checkpoint(c, CTL_WHY_UNCOMPARABLE, "%s: seq %u: primary has %s, secondary %s", name,
-                    f->verified, names[p], names[s]);
+    want_checkpoint(c, CTL_WHY_UNCOMPARABLE, CTL_CLASS_TCP, &f->key,
+                    "seq %u: primary has %s, secondary %s", f->verified, names[p], names[s]);
     flow_lose(c, f);
 }
 
 static void diverge_syn(struct cmp *c, struct flow *f, uint32_t p, uint32_t s)
 {
-    char name[PACKET_DESCRIBE_MAX];
-
-    packet_key_describe(&f->key, name, sizeof(name));
-    want_checkpoint(c, CTL_WHY_UNCOMPARABLE,
-                    "%s: SYN: mss %u wscale %u flags 0x%x / mss %u wscale %u flags 0x%x", name,
-                    p & 0xffff, p >> 16 & 0xff, p >> 24, s & 0xffff, s >> 16 & 0xff, s >> 24);
+    want_checkpoint(c, CTL_WHY_UNCOMPARABLE, CTL_CLASS_TCP, &f->key,
+                    "SYN: mss %u wscale %u flags 0x%x / mss %u wscale %u flags 0x%x", p & 0xffff, p >> 16 & 0xff, p >> 24, s & 0xffff, s >> 16 & 0xff, s >> 24);
     flow_lose(c, f);
 }
 

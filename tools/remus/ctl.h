@@ -19,6 +19,7 @@
 #define REMUS_CHANNEL_FD  4
 #define REMUS_VIFS_MAX    8u
 #define CTL_TEXT_MAX      512u
+#define CTL_CAUSES_MAX    16u
 
 enum ctl_type {
     /* coordinator -> colo-proxyd */
@@ -54,6 +55,9 @@ enum ctl_type {
     CTL_CHANNEL_LOST,     /* the packet channel ended or broke; text */
     CTL_STATS,            /* struct ctl_stats follows */
     CTL_FAILED,           /* text; the daemon exits */
+    /* proxyd, before STATS: struct ctl_vif_stats[] follows, one for each vif */
+    CTL_VIF_STATS,
+    CTL_CAUSES,           /* proxyd, before STATS: struct ctl_cause[] follows, the most first */
 };
 
 enum ctl_why {
@@ -96,6 +100,40 @@ struct ctl_stats {        /* counters since start; gauges marked (g) */
     uint64_t delay_us_sum, delay_us_max;        /* primary output: from queue to release */
     uint64_t lag_us;                            /* (g) smoothed: primary's packet to secondary's */
     uint64_t attach_us_sum, attach_us_max, attaches; /* shadowd: CPU time of attaching */
+};
+
+enum ctl_class {          /* of traffic; fragments count as what they are pieces of */
+    CTL_CLASS_TCP,
+    CTL_CLASS_UDP,
+    CTL_CLASS_ICMP,       /* ICMPv6 with neighbour discovery and MLD too */
+    CTL_CLASS_ARP,
+    CTL_CLASS_OTHER,
+    CTL_CLASS_COUNT
+};
+
+struct ctl_class_stats {  /* counters since start */
+    uint64_t primary, secondary;                /* frames from either guest */
+    uint64_t equal, epoch;                      /* released: matched; by checkpoint */
+    uint64_t delay_us_sum, delay_us_max;        /* from queue to release */
+    uint64_t checkpoints[CTL_WHY_COUNT];        /* that this class was the first to ask for */
+};
+
+struct ctl_vif_stats {
+    char name[16];
+    uint64_t input_packets, input_bytes, output_packets, output_bytes;
+    uint64_t held, held_bytes, held_max, flows; /* (g) (g) since start (g) */
+    uint64_t dropped;
+    struct ctl_class_stats classes[CTL_CLASS_COUNT];
+};
+
+/* What made the comparison ask for checkpoints, by service: a guest's or a peer's port and the
+ * peer's address. Each checkpoint counts once, for who asked first. */
+struct ctl_cause {
+    char vif[16];
+    char flow[112];       /* in the words of --bypass where they can say it (bypass.h) */
+    uint64_t checkpoints[CTL_WHY_COUNT];
+    uint64_t epoch;       /* the last one */
+    char last[200];       /* its flow, offset and both values */
 };
 
 #endif /* REMUS_CTL_H */

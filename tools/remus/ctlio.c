@@ -44,6 +44,8 @@ static const struct ctl_type_info {
     [CTL_CHANNEL_LOST]  = { "CHANNEL_LOST", 0, 0, false },
     [CTL_STATS]         = { "STATS", sizeof(struct ctl_stats), 1, false },
     [CTL_FAILED]        = { "FAILED", 0, 0, false },
+    [CTL_VIF_STATS]     = { "VIF_STATS", sizeof(struct ctl_vif_stats), REMUS_VIFS_MAX, false },
+    [CTL_CAUSES]        = { "CAUSES", sizeof(struct ctl_cause), CTL_CAUSES_MAX, false },
 };
 
 static const struct ctl_type_info *ctl_info(uint32_t type)
@@ -158,11 +160,7 @@ int ctl_recv(int fd, struct ctl_in *in)
     }
     struct_bytes = in->msg.count * ctl_struct_bytes(in->msg.type);
     if (struct_bytes) {
-        if (in->msg.type == CTL_ATTACH) {
-            memcpy(in->attach, packet + sizeof(in->msg), struct_bytes);
-        } else {
-            memcpy(&in->stats, packet + sizeof(in->msg), struct_bytes);
-        }
+        memcpy(&in->structs, packet + sizeof(in->msg), struct_bytes);
     }
     memcpy(in->text, packet + sizeof(in->msg) + struct_bytes, in->msg.text_bytes);
 

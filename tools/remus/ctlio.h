@@ -24,18 +24,18 @@ size_t ctl_struct_bytes(uint32_t type);
 const char *ctl_type_name(uint32_t type);
 
 /* The largest packet of any type. */
-#define CTL_STRUCT_BYTES_MAX \
-    (sizeof(struct ctl_attach) * REMUS_VIFS_MAX > sizeof(struct ctl_stats) ? \
-     sizeof(struct ctl_attach) * REMUS_VIFS_MAX : sizeof(struct ctl_stats))
-#define CTL_PACKET_MAX (sizeof(struct ctl_msg) + CTL_STRUCT_BYTES_MAX + CTL_TEXT_MAX)
+union ctl_structs {
+    struct ctl_attach attach[REMUS_VIFS_MAX];  /* CTL_ATTACH, msg.count of them */
+    struct ctl_stats stats;                    /* CTL_STATS, msg.count == 1 */
+    struct ctl_vif_stats vifs[REMUS_VIFS_MAX]; /* CTL_VIF_STATS, msg.count of them */
+    struct ctl_cause causes[CTL_CAUSES_MAX];   /* CTL_CAUSES, msg.count of them */
+};
+#define CTL_PACKET_MAX (sizeof(struct ctl_msg) + sizeof(union ctl_structs) + CTL_TEXT_MAX)
 
-/* One received message.  Only the union member that belongs to msg.type is filled in. */
+/* One received message.  Only the member of structs that belongs to msg.type is filled in. */
 struct ctl_in {
     struct ctl_msg msg;
-    union {
-        struct ctl_attach attach[REMUS_VIFS_MAX];  /* CTL_ATTACH, msg.count of them */
-        struct ctl_stats stats;                    /* CTL_STATS, msg.count == 1 */
-    };
+    union ctl_structs structs;
     char text[CTL_TEXT_MAX + 1];                   /* always ends in NUL */
     int fds[REMUS_VIFS_MAX];                       /* CTL_FAILOVER; -1 beyond n_fds */
     unsigned int n_fds;                            /* close-on-exec; the caller owns them */

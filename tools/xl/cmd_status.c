@@ -182,6 +182,14 @@ static unsigned int read_sessions(struct session *list)
     return count;
 }
 
+static const char *item_text(const struct remus_message *m, const char *list, size_t index,
+                             const char *field)
+{
+    const char *text = remus_message_item(m, list, index, field);
+
+    return text ? text : "";
+}
+
 static void print_json(const struct session *s)
 {
     struct remus_object *o;
@@ -206,6 +214,58 @@ static void print_json(const struct session *s)
     if (line)
         fputs(line, stdout);
     free(line);
+}
+
+/* Figures of the traffic since protection began, and what asked for checkpoints. */
+static void print_traffic(const struct remus_message *m)
+{
+    size_t vifs = remus_message_count(m, "vifs"), classes = remus_message_count(m, "classes");
+    size_t causes = remus_message_count(m, "causes"), i;
+
+#define VIF(name)   (unsigned long long)remus_message_item_number(m, "vifs", i, name)
+#define CLASS(name) (unsigned long long)remus_message_item_number(m, "classes", i, name)
+#define CAUSE(name) (unsigned long long)remus_message_item_number(m, "causes", i, name)
+    if (vifs)
+        printf("\n  %-12s %10s %10s %8s %8s %8s %8s\n", "Interface", "In", "Out", "Held", "Most",
+               "Flows", "Dropped");
+    for (i = 0; i < vifs; i++)
+        printf("  %-12.12s %10llu %10llu %8llu %8llu %8llu %8llu\n", item_text(m, "vifs", i, "vif"),
+               VIF("input_packets"), VIF("output_packets"), VIF("held"), VIF("held_max"),
+               VIF("flows"), VIF("dropped"));
+    if (classes)
+        printf("\n  %-12s %-6s %10s %10s %10s %10s %10s\n", "Interface", "Class", "Primary",
+               "Secondary", "Equal", "By epoch", "Delay ms");
+    for (i = 0; i < classes; i++) {
+        unsigned long long released = CLASS("released_equal") + CLASS("released_epoch");
+
+        printf("  %-12.12s %-6.6s %10llu %10llu %10llu %10llu %10.1f\n",
+               item_text(m, "classes", i, "vif"), item_text(m, "classes", i, "class"),
+               CLASS("primary"), CLASS("secondary"), CLASS("released_equal"),
+               CLASS("released_epoch"),
+               released ? (double)CLASS("delay_us_sum") / (double)released / 1e3 : 0.0);
+    }
+    if (causes)
+        printf("\n  Checkpoints because of (words as for --bypass)\n"
+               "  %8s %8s %8s %8s  %s\n", "Differed", "Late", "Unlike", "Full", "Flow");
+    for (i = 0; i < causes; i++)
+        printf("  %8llu %8llu %8llu %8llu  %s %s\n           last: %s\n", CAUSE("diverged"),
+               CAUSE("deadline"), CAUSE("uncomparable"), CAUSE("queue"),
+               item_text(m, "causes", i, "vif"), item_text(m, "causes", i, "flow"),
+               item_text(m, "causes", i, "last"));
+#undef VIF
+#undef CLASS
+#undef CAUSE
+}
+
+static void print_details(const struct session *s)
+{
+    struct remus_message *m = NULL;
+
+    if (s->reason[0])
+        printf("  %s\n", s->reason);
+    if (s->text && !remus_message_parse(&m, s->text, strlen(s->text)))
+        print_traffic(m);
+    remus_message_free(m);
 }
 
 static void print_row(const struct session *s)
@@ -266,8 +326,8 @@ int cmd_remus_status(int argc, char **argv)
                 printf("%-20s %5s %-11s %-6s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
                        "Epoch", "Peer");
             print_row(s);
-            if (s->reason[0] && domain)
-                printf("  %s\n", s->reason);
+            if (domain)
+                print_details(s);
         }
         shown++;
         live += s->live;

@@ -172,7 +172,7 @@ void display_live(char *out, size_t room, unsigned int columns, const struct rem
 
 /* ---- JSON --------------------------------------------------------------------------------- */
 
-void display_status_fields(struct remus_object *o, const struct remus_status *s)
+static void checkpoints_by_reason(struct remus_object *o, const uint64_t *count)
 {
     static const char *const why[CTL_WHY_COUNT] = {
         [CTL_WHY_DIVERGED] = "diverged",
@@ -182,6 +182,85 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     };
     unsigned int i;
 
+    for (i = 1; i < CTL_WHY_COUNT; i++)
+        remus_object_number(o, why[i], count[i]);
+}
+
+static void vif_fields(struct remus_object *o, const struct ctl_vif_stats *v)
+{
+    remus_object_string(o, "vif", v->name);
+    remus_object_number(o, "input_packets", v->input_packets);
+    remus_object_number(o, "input_bytes", v->input_bytes);
+    remus_object_number(o, "output_packets", v->output_packets);
+    remus_object_number(o, "output_bytes", v->output_bytes);
+    remus_object_number(o, "held", v->held);
+    remus_object_number(o, "held_bytes", v->held_bytes);
+    remus_object_number(o, "held_max", v->held_max);
+    remus_object_number(o, "flows", v->flows);
+    remus_object_number(o, "dropped", v->dropped);
+}
+
+static void class_fields(struct remus_object *o, const char *vif, const char *name,
+                         const struct ctl_class_stats *c)
+{
+    remus_object_string(o, "vif", vif);
+    remus_object_string(o, "class", name);
+    remus_object_number(o, "primary", c->primary);
+    remus_object_number(o, "secondary", c->secondary);
+    remus_object_number(o, "released_equal", c->equal);
+    remus_object_number(o, "released_epoch", c->epoch);
+    remus_object_number(o, "delay_us_sum", c->delay_us_sum);
+    remus_object_number(o, "delay_us_max", c->delay_us_max);
+    checkpoints_by_reason(o, c->checkpoints);
+}
+
+/* Flat lists, which readers without a path language can walk. */
+static void traffic_fields(struct remus_object *o, const struct remus_status *s)
+{
+    static const char *const class_name[CTL_CLASS_COUNT] = {
+        [CTL_CLASS_TCP] = "tcp",
+        [CTL_CLASS_UDP] = "udp",
+        [CTL_CLASS_ICMP] = "icmp",
+        [CTL_CLASS_ARP] = "arp",
+        [CTL_CLASS_OTHER] = "other",
+    };
+    unsigned int i, k;
+
+    remus_object_list(o, "vifs");
+    for (i = 0; i < s->vif_count; i++) {
+        remus_object_map(o, NULL);
+        vif_fields(o, &s->vifs[i]);
+        remus_object_map_end(o);
+    }
+    remus_object_list_end(o);
+    remus_object_list(o, "classes");
+    for (i = 0; i < s->vif_count; i++) {
+        for (k = 0; k < CTL_CLASS_COUNT; k++) {
+            const struct ctl_class_stats *c = &s->vifs[i].classes[k];
+
+            if (!c->primary && !c->secondary)
+                continue;
+            remus_object_map(o, NULL);
+            class_fields(o, s->vifs[i].name, class_name[k], c);
+            remus_object_map_end(o);
+        }
+    }
+    remus_object_list_end(o);
+    remus_object_list(o, "causes");
+    for (i = 0; i < s->cause_count; i++) {
+        remus_object_map(o, NULL);
+        remus_object_string(o, "flow", s->causes[i].flow);
+        remus_object_string(o, "vif", s->causes[i].vif);
+        checkpoints_by_reason(o, s->causes[i].checkpoints);
+        remus_object_number(o, "epoch", s->causes[i].epoch);
+        remus_object_string(o, "last", s->causes[i].last);
+        remus_object_map_end(o);
+    }
+    remus_object_list_end(o);
+}
+
+void display_status_fields(struct remus_object *o, const struct remus_status *s)
+{
     remus_object_string(o, "domain", s->domain);
     remus_object_number(o, "domid", s->domid);
     remus_object_string(o, "peer", s->peer);
@@ -194,8 +273,7 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_number(o, "epoch_age_ms", s->epoch_age_ms);
     remus_object_number(o, "checkpoints", s->checkpoints);
     remus_object_map(o, "requested");
-    for (i = 1; i < CTL_WHY_COUNT; i++)
-        remus_object_number(o, why[i], s->requested[i]);
+    checkpoints_by_reason(o, s->requested);
     remus_object_map_end(o);
     remus_object_map(o, "copy");
     remus_object_number(o, "pass", s->copy.pass);
@@ -243,6 +321,7 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_number(o, "attach_us_sum", s->net.attach_us_sum);
     remus_object_number(o, "attach_us_max", s->net.attach_us_max);
     remus_object_map_end(o);
+    traffic_fields(o, s);
     remus_object_string(o, "last_divergence", s->last_divergence);
     remus_object_string(o, "reason", s->reason);
 }
