@@ -31,8 +31,8 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from lablib import common  # noqa: E402
-from lablib.common import LabError, say  # noqa: E402
-from lablib.instance import HOSTS, LINKS, Lab  # noqa: E402
+from lablib.common import LabError, run, say  # noqa: E402
+from lablib.instance import CLIENT_VLAN_IP, HOSTS, LINKS, Lab  # noqa: E402
 
 DEADLINE_S = 300
 
@@ -135,6 +135,9 @@ class Guest:
 
     def __init__(self, lab, name, ip):
         self.lab, self.name, self.ip = lab, name, ip
+        number = ip.split(".")[-1]
+        self.ip6, self.vlan_ip = "fd77::" + number, "10.79.0." + number
+        self.second_ip = "10.76.0." + number
 
     def connect(self, port, timeout_s=40):
         return self.lab.client_connect(self.ip, port, timeout_s)
@@ -146,18 +149,19 @@ class Guest:
             with s.makefile("r") as stream:
                 return stream.readline().rstrip("\n")
 
-    def ask_udp(self, port, payload, timeout_s=10):
+    def ask_udp(self, port, payload, timeout_s=10, ip=None):
         """One datagram and its answer; sent again each second, as UDP may lose it."""
         end = time.monotonic() + timeout_s
-        with self.lab.client_udp() as s:
+        ip = ip or self.ip
+        with self.lab.client_udp(socket.AF_INET6 if ":" in ip else socket.AF_INET) as s:
             s.settimeout(1)
             while True:
-                s.sendto(payload, (self.ip, port))
+                s.sendto(payload, (ip, port))
                 try:
-                    return s.recv(2048)
+                    return s.recv(65536)
                 except socket.timeout:
                     if time.monotonic() > end:
-                        raise Failure("no UDP answer from %s:%d" % (self.ip, port)) from None
+                        raise Failure("no UDP answer from %s:%d" % (ip, port)) from None
 
     def dirty(self, pages_per_s, area_pages=4096):
         equal(self.ask(7006, "dirty %d %d" % (pages_per_s, area_pages)), "ok", "dirty")
@@ -323,27 +327,28 @@ class TestLab(Lab):
 
     # ---- for tests ----
 
-    def guest(self, host, name="g1", vcpus=1, memory_mb=128, kind="pvh", fresh=False, **options):
+    def guest(self, host, name="g1", vcpus=1, memory_mb=128, kind="pvh", fresh=False, nets=(),
+              **options):
         """A guest whose service answers. It is restored from an image saved when a guest of this
         kind was first asked for, which takes a third of the time of a boot; fresh=True, or any of
         the other options of Lab.guest_create, boots it."""
         if fresh or options:
             return Guest(self, name, self.guest_create(host, name, vcpus, memory_mb, kind,
-                                                       **options))
+                                                       nets=nets, **options))
         ip, mac = self.guest_addresses(name)
-        config = self.guest_config(name, ip, mac, vcpus, memory_mb, kind, None, ())
+        config = self.guest_config(name, ip, mac, vcpus, memory_mb, kind, None, (), nets)
         saved = "/var/lib/lab/saved/%s" % common.hash_strings(config)[:16]
         if self.execute(host, "test -e " + saved, check=False, timeout_s=30).returncode != 0:
-            self.guest_create(host, name, vcpus, memory_mb, kind)
+            self.guest_create(host, name, vcpus, memory_mb, kind, nets=nets)
             self.execute(host, "mkdir -p /var/lib/lab/saved; xl save %s %s.new && mv %s.new %s" %
                          (name, saved, saved, saved), timeout_s=90)
         self.execute(host, "xl restore %s" % saved, timeout_s=90)
         self.guest_wait(host, name)
         return Guest(self, name, ip)
 
-    def client(self, guest, **options):
-        """Start a client towards a guest; see class Client."""
-        client = Client(self, guest.ip, self.directory, **options)
+    def client(self, guest, ip=None, **options):
+        """Start a client towards a guest, or another address of it; see class Client."""
+        client = Client(self, ip or guest.ip, self.directory, **options)
         self.running.append(client)
         return client
 
@@ -369,6 +374,15 @@ class TestLab(Lab):
         process.log_path = path
         self.running.append(process)
         return process
+
+    def vlan_port(self):
+        """The client gets an interface in VLAN 5 until the test is over."""
+        process = self.client_start(["vlanport", "br-client", "5", "vlan5"],
+                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.running.append(process)
+        equal(process.stdout.readline(), b"ready\n", "vlanport says")
+        for words in ("addr add %s/24 dev vlan5" % CLIENT_VLAN_IP, "link set vlan5 up"):
+            run(["ip", "-n", self.netns] + words.split())
 
     def sample_stops(self, host, domid, seconds):
         """The times for which a domain is stopped during some seconds (see tools/sampler.c)."""

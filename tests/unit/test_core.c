@@ -425,6 +425,24 @@ TEST(a_wish_asks_for_a_checkpoint_but_not_before_the_rest)
     only(&f, RA_SUSPEND);
 }
 
+TEST(a_guest_runs_for_as_long_as_it_was_stopped_before_it_is_stopped_again)
+{
+    struct fixture f;
+    uint64_t resumed;
+
+    primary_in(&f, RP_STAGE, 2);
+    pass(&f, 400 * MS);
+    resumed = f.now;
+    walk_primary(&f, RP_RUN, 3);
+    event3(&f, RE_CHECKPOINT_WANTED, 3, 0);
+    expect_nothing(&f);
+    pass(&f, resumed + 399 * MS - f.now);
+    expect_nothing(&f);
+    expect_state(&f, RP_RUN);
+    pass(&f, 2 * MS);
+    only(&f, RA_SUSPEND);
+}
+
 TEST(the_secondary_may_ask_for_a_checkpoint)
 {
     struct fixture f;
@@ -1761,6 +1779,7 @@ int main(void)
         T(cut_done_counts_only_after_staging),
         T(the_period_asks_for_a_checkpoint),
         T(a_wish_asks_for_a_checkpoint_but_not_before_the_rest),
+        T(a_guest_runs_for_as_long_as_it_was_stopped_before_it_is_stopped_again),
         T(the_secondary_may_ask_for_a_checkpoint),
         T(a_wish_from_an_epoch_that_is_over_is_ignored),
         T(a_wish_during_the_checkpoint_is_met_by_it),

@@ -13,7 +13,9 @@
  *                echoed for as long: it may release output only while the secondary is sure to
  *                trust it.
  *   deadline     of the state, see state_info: suspend, drain, stage, acknowledge, apply, stop
- *   checkpoint   RP_RUN: asked for or period_ms old, not before rest_ms and a retry's delay
+ *   checkpoint   RP_RUN: asked for or period_ms old, not before rest_ms and a retry's delay, and
+ *                not before the guest ran for as long as it was stopped for the last one: a guest
+ *                whose output always differs keeps half of its time
  *   resume       a guest that was told to resume and has not answered is told again
  *   again        an action that nothing can replace (unprotect, arbitrate, take over, destroy)
  *                failed and is given again; unprotect also if it is not answered
@@ -706,6 +708,7 @@ static void p_suspended(struct remus_core *c, const struct remus_event *e,
 {
     (void)e;
     c->guest_stopped = true;
+    c->stopped_us = c->now_us;
     c->flags &= ~(F_GIVEN_UP | F_INPUT_STOPPED | F_STAGED);
     if (c->params.net) {
         c->flags |= F_INPUT_HELD;
@@ -857,6 +860,7 @@ static void p_resumed(struct remus_core *c, const struct remus_event *e, struct 
         enter(c, RP_RUN);
     } else {
         c->checkpoint_tries = 0;
+        c->rested_us = after(c->now_us, c->now_us - c->stopped_us);
         /* From here on the secondary may hold a whole epoch, whether or not we hear of it: its
          * loss needs arbitration.  One that can take over at all has heard us no earlier. */
         if (!has(c, F_PEER_MAY_RUN)) {
@@ -1486,6 +1490,7 @@ static uint64_t checkpoint_at(const struct remus_core *c)
     if (c->applied && at < after(c->checkpoint_done_us, ms_to_us(c->params.rest_ms))) {
         at = after(c->checkpoint_done_us, ms_to_us(c->params.rest_ms));
     }
+    at = at < c->rested_us ? c->rested_us : at;
     return at < c->retry_us ? c->retry_us : at;
 }
 

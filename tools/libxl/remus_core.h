@@ -199,6 +199,7 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint64_t now_us, entered_us, epoch_began_us, heard_us, heartbeat_us, checkpoint_done_us;
     bool want_checkpoint, want_stop, guest_stopped, output_held_for_peer;
     /* private additions of remus_core.c below this line */
+    uint64_t stopped_us, rested_us; /* guest stopped since; has run again for as long at */
     uint64_t pending_epoch;  /* primary: the epoch whose checkpoint is under way */
     uint64_t guest_reason;
     enum remus_end end;

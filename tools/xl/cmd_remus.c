@@ -415,6 +415,7 @@ static int start(struct supervisor *s)
             .role = REMUS_PRIMARY,
             .mode = remus_mode_by_name(s->o.mode),
             .period_ms = s->o.period_ms,
+            .rest_ms = s->o.rest_ms,
             .heartbeat_ms = s->o.heartbeat_ms ? s->o.heartbeat_ms : 100,
             .timeout_ms = s->o.timeout_ms ? s->o.timeout_ms : 3000,
             .net = !s->o.no_net && s->guest.vifs,

@@ -21,6 +21,7 @@ const char remus_options_help[] =
     "      --auto               colo while it pays, else remus                        [later]\n"
     "  -i, --period MS          a checkpoint at the latest after MS milliseconds\n"
     "      --interval MS        the same\n"
+    "      --rest MS            least time between two checkpoints\n"
     "      --deadline MS        longest wait for the copy's equal output before a checkpoint\n"
     "\n"
     "Other host:\n"
@@ -55,7 +56,7 @@ const char remus_options_help[] =
     "5 fenced, 6 HOST not reached, 7 undecided (see xl-remus(1)).\n";
 
 enum {
-    OPT_REMUS = 256, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE, OPT_DATA,
+    OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE, OPT_DATA,
     OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
     OPT_BYPASS, OPT_BYPASS_FILE,
 };
@@ -68,6 +69,7 @@ static const struct option long_options[] = {
     {"auto", no_argument, NULL, OPT_AUTO},
     {"period", required_argument, NULL, 'i'},
     {"interval", required_argument, NULL, 'i'},
+    {"rest", required_argument, NULL, OPT_REST},
     {"deadline", required_argument, NULL, OPT_DEADLINE},
     {"ssh", required_argument, NULL, 's'},
     {"receive-command", required_argument, NULL, OPT_RECEIVE},
@@ -281,6 +283,9 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             break;
         case 'i':
             rc = parse_ms(optarg, "-i", 10, &o->period_ms, error);
+            break;
+        case OPT_REST:
+            rc = parse_ms(optarg, "--rest", 1, &o->rest_ms, error);
             break;
         case OPT_DEADLINE:
             rc = parse_ms(optarg, "--deadline", 1, &o->deadline_ms, error);

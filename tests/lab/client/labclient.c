@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <netinet/icmp6.h>
 #include <netinet/in.h>
 #include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
@@ -64,8 +65,13 @@ struct class {
     char first_error[200];
 };
 
-static struct sockaddr_in server;
-static char server_text[INET_ADDRSTRLEN];
+static union {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+} server;
+static socklen_t server_bytes; /* 0 until the server is known */
+static char server_text[INET6_ADDRSTRLEN];
 static unsigned timeout_s = TIMEOUT_S_DEFAULT;
 static int64_t max_lost = -1;
 static double start_ms;
@@ -192,19 +198,26 @@ static int wait_ready(int fd, short events)
     }
 }
 
+/* The server's address with a port; both families have it in the same place. */
+static int connect_port(int fd, int port)
+{
+    __typeof__(server) addr = server;
+
+    addr.v4.sin_port = htons((uint16_t)port);
+    return connect(fd, &addr.any, server_bytes);
+}
+
 /* A connected socket or a negative error. */
 static int connect_to(struct class *c, int port)
 {
-    struct sockaddr_in addr = server;
     socklen_t bytes = sizeof(int);
     int one = 1, code = 0;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = socket(server.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         return -errno;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    addr.sin_port = htons((uint16_t)port);
-    if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 && errno != EINPROGRESS)
+    if (connect_port(fd, port) < 0 && errno != EINPROGRESS)
         code = errno;
     if (!code)
         code = -wait_ready(fd, POLLOUT);
@@ -378,6 +391,45 @@ static void run_short(struct class *c)
     }
 }
 
+/* Requests one after the other on a connection that is kept. */
+static void run_http(struct class *c)
+{
+    static const char request[] = "GET / HTTP/1.1\r\nHost: guest\r\n\r\n";
+    static const char want[] = LAB_HTTP_KEPT;
+
+    while (!atomic_load(&stopping)) {
+        int fd = connect_to(c, LAB_PORT_HTTP);
+
+        if (fd < 0) {
+            error(c, "connect: %s", strerror(-fd));
+            sleep_ms(RETRY_MS);
+            continue;
+        }
+        while (!atomic_load(&stopping)) {
+            char text[sizeof(want)];
+            size_t used = 0;
+            double sent = now_ms();
+            ssize_t n = 1;
+            int r;
+
+            note_request(c);
+            r = write_all(fd, request, sizeof(request) - 1);
+            while (!r && used < sizeof(want) - 1 &&
+                   (n = read_some(fd, text + used, sizeof(want) - 1 - used)) > 0)
+                used += (size_t)n;
+            if (r || n <= 0) {
+                note_broken(c, "request", r ? -r : (int)-n);
+                break;
+            }
+            if (memcmp(text, want, used) != 0)
+                error(c, "wrong answer");
+            note_answer(c, sent);
+            sleep_ms(c->interval_ms);
+        }
+        close(fd);
+    }
+}
+
 static void run_bulk_down(struct class *c)
 {
     static __thread uint8_t got[BULK_CHUNK], want[BULK_CHUNK];
@@ -483,18 +535,24 @@ static uint16_t icmp_sum(const uint8_t *p, size_t bytes)
     return htons((uint16_t)~sum);
 }
 
+static bool over_v6(void)
+{
+    return server.any.sa_family == AF_INET6;
+}
+
 static size_t make_datagram(uint8_t *buf, bool is_ping, uint16_t id, uint64_t sequence)
 {
     size_t head = is_ping ? sizeof(struct icmphdr) : 0;
 
     snprintf((char *)buf + head, 64, "datagram %05u %020" PRIu64 " end.", id, sequence);
     if (is_ping) {
-        struct icmphdr icmp = { .type = ICMP_ECHO };
+        /* The two versions have the same echo header; the kernel does the sum of ICMPv6. */
+        struct icmphdr icmp = { .type = over_v6() ? ICMP6_ECHO_REQUEST : ICMP_ECHO };
 
         icmp.un.echo.id = htons(id);
         icmp.un.echo.sequence = htons((uint16_t)sequence);
         memcpy(buf, &icmp, sizeof(icmp));
-        icmp.checksum = icmp_sum(buf, head + 40);
+        icmp.checksum = over_v6() ? 0 : icmp_sum(buf, head + 40);
         memcpy(buf, &icmp, sizeof(icmp));
     }
     return head + 40;
@@ -512,11 +570,12 @@ static int64_t read_datagram(const uint8_t *buf, size_t bytes, bool is_ping, uin
     if (is_ping) {
         struct icmphdr icmp;
 
-        skip = (size_t)(buf[0] & 15) * 4;
+        /* A raw IPv4 socket gives the header of the packet, one of IPv6 does not. */
+        skip = over_v6() ? 0 : (size_t)(buf[0] & 15) * 4;
         if (bytes < skip + sizeof(icmp))
             return 0;
         memcpy(&icmp, buf + skip, sizeof(icmp));
-        if (icmp.type != ICMP_ECHOREPLY || icmp.un.echo.id != htons(id))
+        if (icmp.type != (over_v6() ? ICMP6_ECHO_REPLY : ICMP_ECHOREPLY) || icmp.un.echo.id != htons(id))
             return 0;
         skip += sizeof(icmp);
     } else {
@@ -537,15 +596,15 @@ static int64_t read_datagram(const uint8_t *buf, size_t bytes, bool is_ping, uin
 static void run_datagrams(struct class *c, bool is_ping)
 {
     static __thread double sent_ms[WINDOW]; /* 0: answered or never sent */
-    struct sockaddr_in addr = server;
+    const int family = server.any.sa_family;
     uint16_t id = (uint16_t)((getpid() ^ (int)(c - classes) << 10) & 0xffff);
     uint64_t sequence = 0, outstanding = 0;
     double next = now_ms(), end = 0;
-    int fd = is_ping ? socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP)
-                     : socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int fd = is_ping ? socket(family, SOCK_RAW | SOCK_CLOEXEC,
+                              over_v6() ? IPPROTO_ICMPV6 : IPPROTO_ICMP)
+                     : socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    addr.sin_port = htons(is_ping ? 0 : LAB_PORT_ECHO);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+    if (fd < 0 || connect_port(fd, is_ping ? 0 : LAB_PORT_ECHO) < 0) {
         error(c, "socket: %s", strerror(errno));
         if (fd >= 0)
             close(fd);
@@ -753,7 +812,7 @@ static void usage(int code)
             "                      counted only)\n"
             "  --status FILE       write the figures there twice a second\n"
             "classes; MS is the time between requests, BYTES the size of a transfer:\n"
-            "  --long MS  --short MS  --udp MS  --ping MS  --diverge MS\n"
+            "  --long MS  --short MS  --http MS  --udp MS  --ping MS  --diverge MS\n"
             "  --bulk-down BYTES  --bulk-up BYTES\n",
             TIMEOUT_S_DEFAULT);
     exit(code);
@@ -781,7 +840,8 @@ int main(int argc, char **argv)
         { "status", required_argument, NULL, 'f' },   { "long", required_argument, NULL, 'l' },
         { "short", required_argument, NULL, 'c' },    { "udp", required_argument, NULL, 'u' },
         { "ping", required_argument, NULL, 'p' },     { "diverge", required_argument, NULL, 'd' },
-        { "bulk-down", required_argument, NULL, 'D' }, { "bulk-up", required_argument, NULL, 'U' },
+        { "bulk-down", required_argument, NULL, 'D' },
+        { "http", required_argument, NULL, 'H' },     { "bulk-up", required_argument, NULL, 'U' },
         { "help", no_argument, NULL, 'h' },           { NULL, 0, NULL, 0 },
     };
     struct sigaction action = { .sa_handler = request_stop };
@@ -790,13 +850,19 @@ int main(int argc, char **argv)
     double next_status = 0;
     int opt;
 
-    server.sin_family = AF_INET;
     while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         switch (opt) {
         case 'S':
-            if (inet_pton(AF_INET, optarg, &server.sin_addr) != 1)
+            if (inet_pton(AF_INET, optarg, &server.v4.sin_addr) == 1) {
+                server.any.sa_family = AF_INET;
+                server_bytes = sizeof(server.v4);
+            } else if (inet_pton(AF_INET6, optarg, &server.v6.sin6_addr) == 1) {
+                server.any.sa_family = AF_INET6;
+                server_bytes = sizeof(server.v6);
+            } else {
                 usage(2);
-            inet_ntop(AF_INET, &server.sin_addr, server_text, sizeof(server_text));
+            }
+            snprintf(server_text, sizeof(server_text), "%s", optarg);
             break;
         case 's':
             seconds = number(optarg);
@@ -815,6 +881,9 @@ int main(int argc, char **argv)
             break;
         case 'c':
             add_class("short", run_short, (unsigned)number(optarg), 0);
+            break;
+        case 'H':
+            add_class("http", run_http, (unsigned)number(optarg), 0);
             break;
         case 'u':
             add_class("udp", run_udp, (unsigned)number(optarg), 0);
@@ -838,7 +907,7 @@ int main(int argc, char **argv)
             usage(2);
         }
     }
-    if (optind != argc || !class_count || !server.sin_addr.s_addr)
+    if (optind != argc || !class_count || !server_bytes)
         usage(2);
 
     signal(SIGPIPE, SIG_IGN);

@@ -6,6 +6,7 @@
  * 7001   TCP       "<N>\n"              N bytes of lab_fill(), then end of stream
  * 7002   TCP       bytes, half-close    "<count> <lab_sum in hex>\n", then end of stream
  * 7003   TCP       HTTP/1.0 request     LAB_HTTP_ANSWER, then end of stream
+ *                  HTTP/1.1 request     LAB_HTTP_KEPT, and the connection stays
  * 7004   UDP       payload              "echo " payload
  * 7005   TCP, UDP  line or payload      "<nanoseconds> " line: two copies never agree
  * 7006   TCP       "dirty <N> [<M>]\n"  "ok\n": from now on N pages a second are written, in turn
@@ -34,6 +35,9 @@ enum {
 #define LAB_HTTP_ANSWER                                                                            \
     "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 42\r\n"                        \
     "Connection: close\r\n\r\n" LAB_HTTP_BODY
+
+#define LAB_HTTP_KEPT                                                                              \
+    "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 42\r\n\r\n" LAB_HTTP_BODY
 
 _Static_assert(sizeof(LAB_HTTP_BODY) - 1 == 42, "Content-Length of the fixed answer");
 

@@ -35,6 +35,7 @@ struct conn {
     int fd;
     int port;
     bool ended; /* the peer sent its end of stream */
+    bool kept; /* the HTTP request under way leaves its connection open */
     bool closing; /* close once everything is written */
     size_t in_bytes;
     size_t out_bytes;
@@ -95,14 +96,16 @@ static void set_nonblocking(int fd)
         fatal("fcntl");
 }
 
+/* For IPv4 and IPv6. */
 static int open_port(int type, int port)
 {
-    struct sockaddr_in addr = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
-    int one = 1;
-    int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
+    struct sockaddr_in6 addr = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port) };
+    int one = 1, off = 0;
+    int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         fatal("socket");
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0)
         fatal("bind");
@@ -239,9 +242,14 @@ static void handle_line(struct conn *c, const char *line)
         c->closing = true;
         return;
     case LAB_PORT_HTTP:
-        if (!line[0]) {
+        if (!line[0] && c->kept) {
+            answer(c, LAB_HTTP_KEPT);
+            c->kept = false;
+        } else if (!line[0]) {
             answer(c, LAB_HTTP_ANSWER);
             c->closing = true;
+        } else if (strstr(line, " HTTP/1.1")) {
+            c->kept = true;
         }
         return;
     case LAB_PORT_DIVERGE:
@@ -371,9 +379,9 @@ static bool write_conn(struct conn *c)
 
 static void answer_datagram(int fd, int port)
 {
-    struct sockaddr_in peer;
+    struct sockaddr_in6 peer;
     socklen_t peer_bytes = sizeof(peer);
-    char in[2048], out[sizeof(in) + 64];
+    static char in[16384], out[sizeof(in) + 64];
     ssize_t n = recvfrom(fd, in, sizeof(in), 0, (struct sockaddr *)&peer, &peer_bytes);
     int prefix;
 

@@ -12,7 +12,7 @@ from . import common
 from .common import BIN, IMAGES, LAB_DIR, LabError, run, say
 
 INITRD_MODULES = ["virtio_pci", "virtio_blk", "crc32c", "ext4"]
-GUEST_MODULES = ["xen-netfront", "xen-blkfront"]
+GUEST_MODULES = ["xen-netfront", "xen-blkfront", "8021q"]
 DISK_BYTES = 3 << 30
 WARNINGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Werror"]
 APT_OPTS = ["-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=300"]
@@ -232,7 +232,8 @@ def build_dom0(out, boot, rootfs, guest):
 def build_programs():
     """Programs of the build machine (the client) and of dom0 (the sampler)."""
     os.makedirs(BIN, exist_ok=True)
-    programs = [("client/labclient.c", ["-pthread"]), ("tools/sampler.c", ["-lxenctrl"])]
+    programs = [("client/labclient.c", ["-pthread"]), ("client/vlanport.c", []),
+                ("tools/sampler.c", ["-lxenctrl"])]
     for relative, libs in programs:
         source = lab_path(relative)
         if not os.path.exists(source):

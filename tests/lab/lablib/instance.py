@@ -53,6 +53,7 @@ LINKS = {
     "client-b": [("b", "client")],
     "repl": [("a", "repl"), ("b", "repl")],
 }
+CLIENT_IP6, CLIENT_SECOND_IP, CLIENT_VLAN_IP = "fd77::100", "10.76.0.100", "10.79.0.100"
 CLIENT_IP = "10.77.0.100"
 BOOT_TIMEOUT_S = 120
 GUEST_TIMEOUT_S = 90
@@ -171,6 +172,7 @@ class Lab:
                 lines.append("link set %s master br-%s" % (tap, bridge))
                 lines.append("link set %s up" % tap)
         lines.append("addr add %s/24 dev br-client" % CLIENT_IP)
+        lines.append("addr add %s/24 dev br-client" % CLIENT_SECOND_IP)
         lines.append("link set br-client up")
         lines.append("link set br-repl mtu %d up" % REPL_MTU)
         run(["sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1",
@@ -178,6 +180,10 @@ class Lab:
             preexec_fn=lambda: common.enter_netns(ns))
         for line in lines:
             run(["ip", "-n", ns] + line.split())
+        run(["sysctl", "-q", "-w", "net.ipv6.conf.br-client.disable_ipv6=0",
+             "net.ipv6.conf.br-client.accept_dad=0"],
+            preexec_fn=lambda: common.enter_netns(ns))
+        run(["ip", "-n", ns, "addr", "add", CLIENT_IP6 + "/64", "dev", "br-client"])
         # The build machine's own bridge filter, where there is one, is not part of the lab.
         for family in ("iptables", "ip6tables", "arptables"):
             run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-%s=0" % family], check=False,
@@ -226,12 +232,12 @@ class Lab:
         self.in_thread(work)
         return result[0]
 
-    def client_udp(self):
+    def client_udp(self, family=socket.AF_INET):
         result = []
 
         def work():
             common.enter_netns(self.netns)
-            result.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            result.append(socket.socket(family, socket.SOCK_DGRAM))
 
         self.in_thread(work)
         return result[0]
@@ -643,12 +649,18 @@ class Lab:
 
     # ---- guests ----
 
-    def guest_config(self, name, ip, mac, vcpus, memory_mb, kind, disk, extra):
+    def guest_config(self, name, ip, mac, vcpus, memory_mb, kind, disk, extra, nets=()):
+        """nets: what the guest has besides IPv4 on its interface: "ipv6", "vlan" (5, on it),
+        "second" (another interface)."""
+        vifs = ["mac=%s,bridge=xenbr0" % mac]
+        if "second" in nets:
+            vifs.append("mac=%s:1%s,bridge=xenbr0" % (mac[:-3], mac[-1]))
         lines = ['name = "%s"' % name, 'type = "%s"' % kind,
                  'kernel = "/lab/guest/vmlinux"', 'ramdisk = "/lab/guest/initrd.gz"',
-                 'extra = "%s lab.ip=%s lab.name=%s"' % (GUEST_ARGS, ip, name),
+                 'extra = "%s lab.ip=%s lab.name=%s lab.nets=%s"' % (GUEST_ARGS, ip, name,
+                                                                    ",".join(nets)),
                  "memory = %d" % memory_mb, "maxmem = %d" % memory_mb, "vcpus = %d" % vcpus,
-                 'vif = [ "mac=%s,bridge=xenbr0" ]' % mac]
+                 "vif = [ %s ]" % ", ".join('"%s"' % vif for vif in vifs)]
         if disk:
             lines.append('disk = [ "format=raw,vdev=xvda,access=rw,target=%s" ]' % disk)
         return "\n".join(lines + list(extra)) + "\n"
@@ -671,7 +683,7 @@ class Lab:
         return guests[name]["ip"]
 
     def guest_create(self, host, name, vcpus=1, memory_mb=128, kind="pvh", disk_mb=0, extra=(),
-                     wait=True, timeout_s=GUEST_TIMEOUT_S):
+                     nets=(), wait=True, timeout_s=GUEST_TIMEOUT_S):
         """Create a guest and wait until its service answers the client; returns its address."""
         if not name.replace("-", "").replace("_", "").isalnum():
             raise LabError("guest name '%s': use letters, digits, - and _ only" % name)
@@ -686,7 +698,8 @@ class Lab:
         script += "rm -f /var/log/xen/console/guest-%s.log; xl create -q /etc/xen/%s.cfg" % (
             name, name)
         self.execute(host, script, timeout_s=90,
-                     stdin=self.guest_config(name, ip, mac, vcpus, memory_mb, kind, disk, extra))
+                     stdin=self.guest_config(name, ip, mac, vcpus, memory_mb, kind, disk, extra,
+                                             nets))
         if wait:
             self.guest_wait(host, name, started + timeout_s * common.patience())
             say("lab: guest %s on %s answers at %s after %.1f s" %
