@@ -21,8 +21,8 @@
  *   ATTACHED   rings taken over, guest paused     ATTACHED  DETACHED  RUNNING  RUNNING
  *   RUNNING    guest runs                         ATTACHED  DETACHED  RUNNING  RUNNING
  *
- * STATS_GET and QUIT are legal everywhere.  Timers: announcements after failover, and a tick each
- * second, for flows that have aged.
+ * STATS_GET and QUIT are legal everywhere.  Timers: announcements, and messages that undo the
+ * peers' back-off (nudge.h), after failover; a tick each second, for flows that have aged.
  *
  * CTL_FAILOVER: one tap for each vif, in the order of the vifs, opened by the coordinator with
  * IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, up and in its bridge, its queue the caller's choice of
@@ -61,6 +61,7 @@
 #include "tools/remus/ctl.h"
 #include "tools/remus/ctlio.h"
 #include "tools/remus/netring.h"
+#include "tools/remus/nudge.h"
 #include "tools/remus/outbox.h"
 #include "tools/remus/packet.h"
 #include "tools/remus/privdrop.h"
@@ -95,6 +96,10 @@
 static const uint32_t announce_at_ms[] = { 0, 100, 250, 500, 1000 };
 #define ANNOUNCES (sizeof(announce_at_ms) / sizeof(announce_at_ms[0]))
 
+/* Each undoes one doubling of a peer's retransmission timer (nudge.h). */
+static const uint32_t nudge_at_ms[] = { 5, 20, 40, 80, 160, 320, 640, 1280 };
+#define NUDGES (sizeof(nudge_at_ms) / sizeof(nudge_at_ms[0]))
+
 enum shadow_state { STATE_DETACHED, STATE_ATTACHED, STATE_RUNNING };
 
 struct address {
@@ -116,6 +121,7 @@ struct vif {
     struct netring_rx rx;
     struct netring_segments segments;
     struct rewrite *rw;
+    struct nudge *nudge;
     struct outbox inq, hold, out;
     int tap;
     bool tap_polled;
@@ -142,7 +148,7 @@ struct shadowd {
     bool busy;                       /* there is more to do: do not sleep */
     uint64_t tick_us;
     uint64_t failover_us;
-    uint32_t announced;
+    uint32_t announced, nudged;
     uint64_t log_second, log_lines;
     struct ctl_stats stats;
     struct vif vif[REMUS_VIFS_MAX];
@@ -339,6 +345,25 @@ static void announce_write(struct vif *v, const uint8_t *frame, uint32_t length)
     }
 }
 
+static void nudge(struct shadowd *s)
+{
+    uint8_t frame[NUDGE_FRAME_MAX];
+    uint32_t i, cursor, length, sent = 0;
+
+    for (i = 0; i < s->vifs; i++) {
+        cursor = 0;
+        while (s->vif[i].tap >= 0 &&
+               (length = nudge_next(s->vif[i].nudge, s->now_us, &cursor, frame))) {
+            announce_write(&s->vif[i], frame, length);
+            sent++;
+        }
+    }
+    if (!s->nudged) {
+        say(LOG_INFO, "domain %u: told the peers of %u connections to send again", s->domid, sent);
+    }
+    s->nudged++;
+}
+
 static void announce(struct shadowd *s)
 {
     uint8_t frame[128];
@@ -430,6 +455,7 @@ static void output_send(struct vif *v, struct outbox_entry *e, const struct pack
         tap_write(v, e, p);
         return;
     }
+    nudge_output(v->nudge, s->now_us, outbox_bytes(&v->out, e), p);
     outbox_set_state(&v->out, e, OUTBOX_READY);
     e->rewritten = !(p->kind == PACKET_TCP && (p->tcp.flags & PACKET_TCP_SYN));
     if (!s->channel) {
@@ -999,6 +1025,7 @@ static void tap_read(struct vif *v)
     struct virtio_net_hdr head;
     struct outbox_entry *e;
     struct iovec iov[2];
+    struct packet p;
     uint32_t i;
     ssize_t n;
 
@@ -1034,6 +1061,10 @@ static void tap_read(struct vif *v)
         if (head.gso_type != VIRTIO_NET_HDR_GSO_NONE) {
             e->flags |= REMUS_PACKET_F_GSO;
             e->gso_size = head.gso_size;
+        }
+        if (s->nudged < NUDGES) {
+            packet_parse(&p, outbox_bytes(&v->inq, e), e->length);
+            nudge_input(v->nudge, &p);
         }
     }
 }
@@ -1518,6 +1549,10 @@ static int wait_ms(const struct shadowd *s)
         at_us = s->failover_us + announce_at_ms[s->announced] * 1000ull;
         until_us = at_us < until_us ? at_us : until_us;
     }
+    if (s->failed_over && s->nudged < NUDGES) {
+        at_us = s->failover_us + nudge_at_ms[s->nudged] * 1000ull;
+        until_us = at_us < until_us ? at_us : until_us;
+    }
     return until_us <= s->now_us ? 0 : (int)((until_us - s->now_us + 999) / 1000);
 }
 
@@ -1528,6 +1563,10 @@ static void timers_work(struct shadowd *s)
     if (s->failed_over && s->announced < ANNOUNCES &&
         s->now_us >= s->failover_us + announce_at_ms[s->announced] * 1000ull) {
         announce(s);
+    }
+    if (s->failed_over && s->nudged < NUDGES &&
+        s->now_us >= s->failover_us + nudge_at_ms[s->nudged] * 1000ull) {
+        nudge(s);
     }
     if (s->now_us >= s->tick_us) {
         s->tick_us = s->now_us + TICK_US;
@@ -1600,6 +1639,9 @@ static int vif_init(struct shadowd *s, struct vif *v, uint32_t index, uint64_t s
     }
     rc = rewrite_new(&v->rw, REWRITE_FLOWS_MAX, seed);
     if (!rc) {
+        rc = nudge_new(&v->nudge, seed);
+    }
+    if (!rc) {
         rc = outbox_init(&v->inq, INQ_BYTES, INQ_FRAMES);
     }
     if (!rc) {
@@ -1622,6 +1664,7 @@ static void vif_dispose(struct vif *v)
         close(v->tap);
     }
     rewrite_free(v->rw);
+    nudge_free(v->nudge);
     outbox_dispose(&v->inq);
     outbox_dispose(&v->hold);
     outbox_dispose(&v->out);

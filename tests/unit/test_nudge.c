@@ -1,0 +1,150 @@
+/* Messages that undo the back-off of peers after a takeover. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/unit/frames.h"
+#include "tools/remus/nudge.h"
+
+static struct nudge *n;
+static uint8_t frame[FRAME_MAX], out[NUDGE_FRAME_MAX];
+
+static int setup(void **state)
+{
+    (void)state;
+    return nudge_new(&n, 7);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    nudge_free(n);
+    return 0;
+}
+
+#define TCP(...) frame_tcp(frame, &(struct tcp_spec){ __VA_ARGS__ })
+
+static void output(uint64_t now, size_t length)
+{
+    struct packet p;
+
+    packet_parse(&p, frame, length);
+    nudge_output(n, now, frame, &p);
+}
+
+static void input(size_t length)
+{
+    struct packet p;
+
+    packet_parse(&p, frame, length);
+    nudge_input(n, &p);
+}
+
+static unsigned int messages(uint64_t now)
+{
+    uint32_t cursor = 0;
+    unsigned int count = 0;
+
+    while (nudge_next(n, now, &cursor, out)) {
+        count++;
+    }
+    return count;
+}
+
+static void the_segment_that_is_missing_is_quoted(void **state)
+{
+    uint32_t cursor = 0, length;
+    struct packet p;
+
+    (void)state;
+    output(1000, TCP(.ip.vlan = {12}, .ack = 0x12345678));
+    length = nudge_next(n, 2000, &cursor, out);
+    assert_int_equal(packet_parse(&p, out, length), 0);
+    assert_int_equal(p.kind, PACKET_ICMP);
+    assert_int_equal(p.vlan[0], 12);
+    assert_int_equal(p.end, length);
+    assert_int_equal(p.src[15], 2);
+    assert_int_equal(p.dst[15], 9);
+    assert_true(packet_checksum_ok(out, &p));
+    assert_int_equal(packet_fold(packet_sum(out + p.l3, 20, 0)), 0xffff);
+    assert_int_equal(out[p.l4], 3);
+    assert_int_equal(out[p.l4 + 1], 1);
+    /* The quotation is as the peer sent it: addresses and ports the other way round. */
+    assert_memory_equal(out + p.l4 + 8 + 12, "\x0a\0\0\x09\x0a\0\0\2", 8);
+    assert_int_equal(packet_fold(packet_sum(out + p.l4 + 8, 20, 0)), 0xffff);
+    assert_memory_equal(out + p.l4 + 28, "\x9c\x40\0\x50\x12\x34\x56\x78", 8);
+    assert_int_equal(length, p.l4 + 36);
+    assert_int_equal(nudge_next(n, 2000, &cursor, out), 0);
+}
+
+static void ipv6_has_its_own_message(void **state)
+{
+    uint32_t cursor = 0, length;
+    struct packet p;
+
+    (void)state;
+    output(1000, TCP(.ip.v6 = true, .ack = 0x01020304));
+    length = nudge_next(n, 2000, &cursor, out);
+    assert_int_equal(packet_parse(&p, out, length), 0);
+    assert_int_equal(p.kind, PACKET_ICMPV6);
+    assert_true(packet_checksum_ok(out, &p));
+    assert_int_equal(out[p.l4], 1);
+    assert_int_equal(out[p.l4 + 1], 0);
+    assert_int_equal(out[p.l4 + 8 + 6], 6);
+    assert_memory_equal(out + p.l4 + 48, "\x9c\x40\0\x50\1\2\3\4", 8);
+}
+
+static void only_connections_that_are_open_and_silent_get_one(void **state)
+{
+    (void)state;
+    output(1000, TCP(.flags = PACKET_TCP_SYN | PACKET_TCP_ACK));
+    assert_int_equal(messages(2000), 0);
+    output(1000, TCP(.ack = 7));
+    output(1000, TCP(.ack = 8));
+    output(1000, TCP(.guest_port = 81));
+    output(1000, frame_udp(frame, &(struct ip_spec){ .ttl = 1 }, 53, 999, "x", 1));
+    assert_int_equal(messages(2000), 2);
+    input(TCP(.ip.from_peer = true));
+    assert_int_equal(messages(2000), 1);
+    output(1000, TCP(.guest_port = 81, .flags = PACKET_TCP_RST));
+    assert_int_equal(messages(2000), 0);
+}
+
+static void a_flow_that_was_idle_for_long_is_left_alone(void **state)
+{
+    (void)state;
+    output(1000, TCP(.ack = 7));
+    assert_int_equal(messages(1000 + NUDGE_IDLE_US - 1), 1);
+    assert_int_equal(messages(1000 + NUDGE_IDLE_US), 0);
+}
+
+static void more_flows_than_places_lose_messages_only(void **state)
+{
+    unsigned int i, count;
+
+    (void)state;
+    for (i = 0; i < 3 * NUDGE_FLOWS; i++) {
+        output(1000, TCP(.peer_port = (uint16_t)(1000 + i)));
+    }
+    count = messages(2000);
+    assert_in_range(count, NUDGE_FLOWS / 2, NUDGE_FLOWS);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(the_segment_that_is_missing_is_quoted),
+        T(ipv6_has_its_own_message),
+        T(only_connections_that_are_open_and_silent_get_one),
+        T(a_flow_that_was_idle_for_long_is_left_alone),
+        T(more_flows_than_places_lose_messages_only),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,169 @@
+/*
+ * nudge.c: see nudge.h.
+ */
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/remus/nudge.h"
+
+#define ICMP_UNREACHABLE    3u
+#define ICMP_HOST           1u
+#define ICMPV6_UNREACHABLE  1u
+#define ICMPV6_NO_ROUTE     0u
+#define QUOTED_TCP          8u     /* ports and sequence number */
+
+struct place {
+    struct packet_key key;
+    uint64_t seen_us;        /* 0: free */
+    uint32_t ack;            /* what the guest acknowledged last */
+    uint8_t ethernet[14 + 4 * PACKET_VLANS_MAX];
+    uint8_t ethernet_bytes;
+};
+
+struct nudge {
+    uint64_t seed;
+    struct place places[NUDGE_FLOWS];
+};
+
+int nudge_new(struct nudge **out, uint64_t hash_seed)
+{
+    *out = calloc(1, sizeof(**out));
+    if (!*out) {
+        return -ENOMEM;
+    }
+    (*out)->seed = hash_seed;
+    return 0;
+}
+
+void nudge_free(struct nudge *n)
+{
+    free(n);
+}
+
+static struct place *place_of(struct nudge *n, const struct packet_key *key)
+{
+    return &n->places[XXH64(key, sizeof(*key), n->seed) % NUDGE_FLOWS];
+}
+
+void nudge_output(struct nudge *n, uint64_t now_us, const uint8_t *frame, const struct packet *p)
+{
+    struct packet_key key;
+    struct place *place;
+
+    if (p->kind != PACKET_TCP || p->l3 > sizeof(place->ethernet)) {
+        return;
+    }
+    packet_key(&key, p, true);
+    place = place_of(n, &key);
+    if (p->tcp.flags & (PACKET_TCP_RST | PACKET_TCP_SYN) || !(p->tcp.flags & PACKET_TCP_ACK)) {
+        /* No connection yet, or no more: a message to a peer that is connecting would end that. */
+        if (place->seen_us && !memcmp(&place->key, &key, sizeof(key))) {
+            place->seen_us = 0;
+        }
+        return;
+    }
+    place->key = key;
+    place->seen_us = now_us ? now_us : 1;
+    place->ack = p->tcp.ack;
+    memcpy(place->ethernet, frame, p->l3);
+    place->ethernet_bytes = (uint8_t)p->l3;
+}
+
+void nudge_input(struct nudge *n, const struct packet *p)
+{
+    struct packet_key key;
+    struct place *place;
+
+    if (p->kind != PACKET_TCP) {
+        return;
+    }
+    packet_key(&key, p, false);
+    place = place_of(n, &key);
+    if (place->seen_us && !memcmp(&place->key, &key, sizeof(key))) {
+        place->seen_us = 0;
+    }
+}
+
+static void put16(uint8_t *at, uint16_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+/* The beginning of the segment that the peer has not seen acknowledged. */
+static void put_tcp(uint8_t *at, const struct place *place)
+{
+    memcpy(at, &place->key.peer_port, 2);
+    memcpy(at + 2, &place->key.guest_port, 2);
+    put16(at + 4, (uint16_t)(place->ack >> 16));
+    put16(at + 6, (uint16_t)place->ack);
+}
+
+static void put_ipv4(uint8_t *ip, uint16_t total, uint8_t proto, const uint8_t *src,
+                     const uint8_t *dst)
+{
+    ip[0] = 0x45;
+    put16(ip + 2, total);
+    ip[8] = 64;
+    ip[9] = proto;
+    memcpy(ip + 12, src + 12, 4);
+    memcpy(ip + 16, dst + 12, 4);
+    put16(ip + 10, (uint16_t)~packet_fold(packet_sum(ip, 20, 0)));
+}
+
+static void put_ipv6(uint8_t *ip, uint16_t payload, uint8_t proto, const uint8_t *src,
+                     const uint8_t *dst)
+{
+    ip[0] = 0x60;
+    put16(ip + 4, payload);
+    ip[6] = proto;
+    ip[7] = 64;
+    memcpy(ip + 8, src, 16);
+    memcpy(ip + 24, dst, 16);
+}
+
+static uint32_t message(const struct place *place, uint8_t *frame)
+{
+    const struct packet_key *key = &place->key;
+    uint8_t *ip = frame + place->ethernet_bytes, *icmp;
+    const bool v4 = key->ip_version == 4;
+    const uint32_t header = v4 ? 20 : 40;
+    const uint32_t bytes = header + 8 + header + QUOTED_TCP;
+    struct packet p;
+
+    memset(frame, 0, NUDGE_FRAME_MAX);
+    memcpy(frame, place->ethernet, place->ethernet_bytes);
+    icmp = ip + header;
+    if (v4) {
+        put_ipv4(ip, (uint16_t)bytes, PACKET_PROTO_ICMP, key->guest, key->peer);
+        icmp[0] = ICMP_UNREACHABLE;
+        icmp[1] = ICMP_HOST;
+        put_ipv4(icmp + 8, header + 20, PACKET_PROTO_TCP, key->peer, key->guest);
+    } else {
+        put_ipv6(ip, (uint16_t)(bytes - header), PACKET_PROTO_ICMPV6, key->guest, key->peer);
+        icmp[0] = ICMPV6_UNREACHABLE;
+        icmp[1] = ICMPV6_NO_ROUTE;
+        put_ipv6(icmp + 8, 20, PACKET_PROTO_TCP, key->peer, key->guest);
+    }
+    put_tcp(icmp + 8 + header, place);
+    if (!packet_parse(&p, frame, place->ethernet_bytes + bytes)) {
+        packet_checksum_fill(frame, &p);
+    }
+    return place->ethernet_bytes + bytes;
+}
+
+uint32_t nudge_next(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame)
+{
+    while (*cursor < NUDGE_FLOWS) {
+        const struct place *place = &n->places[(*cursor)++];
+
+        if (place->seen_us && now_us < place->seen_us + NUDGE_IDLE_US) {
+            return message(place, frame);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,42 @@
+/*
+ * nudge.h: after a takeover, undo the back-off of peers whose segments met a dead host (RFC 6069).
+ *
+ * A peer that has sent to the primary's host after its death sends again after twice the silence at
+ * the worst: a takeover after 3 s is a gap of 6 s to it.  TCP-LCD (RFC 6069, in Linux since 2.6.34)
+ * takes one doubling back for each ICMP "unreachable" that quotes the oldest segment that the peer
+ * has not seen acknowledged, and sends at once when the shorter time is over.  The copy knows that
+ * number: it is what the guest has acknowledged last.  Stacks without it, and peers with nothing
+ * outstanding, ignore the message; for an established connection it is never an error.
+ *
+ * Pure: no system call, no clock.  One instance serves one vif.  The table has a fixed size; a flow
+ * whose place is taken by a younger one gets no message, which costs it time only.
+ */
+#ifndef REMUS_NUDGE_H
+#define REMUS_NUDGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tools/remus/packet.h"
+
+#define NUDGE_FLOWS      4096u        /* places */
+#define NUDGE_IDLE_US    60000000ull  /* flows that were silent for longer are left alone */
+#define NUDGE_FRAME_MAX  160u
+
+struct nudge;
+
+int nudge_new(struct nudge **out, uint64_t hash_seed);
+void nudge_free(struct nudge *n);
+
+/* A frame of the guest as the peer sees it, numbers rewritten. */
+void nudge_output(struct nudge *n, uint64_t now_us, const uint8_t *frame, const struct packet *p);
+/* A frame towards the guest, after the takeover: that peer needs no message any more. */
+void nudge_input(struct nudge *n, const struct packet *p);
+
+/*
+ * One message for each flow that was not heard from: bytes written to frame (NUDGE_FRAME_MAX of
+ * room), 0 at the end.  *cursor: 0 at first.
+ */
+uint32_t nudge_next(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame);
+
+#endif /* REMUS_NUDGE_H */
