@@ -99,7 +99,7 @@ def test_failover_under_load_loses_no_answer_with_2_vcpus(lab):
     session.wait_protected()
     guest.dirty(200)
     client = lab.client(guest, long=50, short=300, ping=200, udp=200, bulk_down=200000)
-    client.wait_answers(20, timeout_s=90)
+    client.wait_answers(8, timeout_s=90)
     fail_over(lab, guest, session, client)
 
 
@@ -119,7 +119,7 @@ def failover_at(lab, state, epoch):
     session = colo.Session(lab, guest, interval_ms=2500,
                            env="REMUS_TEST_STOP_AT='%s %d'" % (state, epoch))
     session.wait_protected()
-    client = lab.client(guest, long=100, ping=500)
+    client = lab.client(guest, long=100, ping=200)
     colo.wait_stopped_worker(lab, "a")
     fail_over(lab, guest, session, client, lose=lab.freeze)
 
@@ -158,7 +158,7 @@ def test_failover_right_after_a_connection_was_opened(lab):
     with guest.connect(7000) as s, s.makefile("rb") as answers:
         s.sendall(b"inc\n")
         equal(answers.readline().split()[0], b"1", "counter before")
-        lab.kill("a")
+        lab.freeze("a")
         colo.wait_active(lab, "b", guest.name)
         for n in range(2, 6):
             s.sendall(b"inc\n")
@@ -172,7 +172,7 @@ def secondary_lost(lab, **where):
     guest = lab.guest("a")
     session = colo.Session(lab, guest, interval_ms=2500, **where)
     session.wait_protected()
-    client = lab.client(guest, long=100, ping=500)
+    client = lab.client(guest, long=100, ping=200)
     client.wait_answers(3)
     if where:
         colo.wait_stopped_worker(lab, "b")
@@ -204,7 +204,7 @@ def test_the_guest_runs_on_when_the_secondary_dies_during_the_initial_copy(lab):
     client = lab.client(guest, long=100)
     session = colo.Session(lab, guest)
     session.wait_copying()
-    lab.kill("b")
+    lab.freeze("b")
     equal(session.wait_end(180), 3, "exit status of xl remus")
     client.wait_answers(15)
     client.stop_without_errors()
