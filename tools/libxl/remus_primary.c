@@ -62,7 +62,6 @@ struct primary {
     volatile int copy_cancelled;
     int copy_pipe[2];
     uv_pipe_t copy_out;
-    uv_async_t copy_done;
     bool copy_open, copy_paused;
     uint8_t *copy_buffer;
     struct xc_sr_progress copy_progress;    /* written by the thread, read for display only */
@@ -75,6 +74,8 @@ struct primary {
     uint64_t suspended_us, sent_us, acked_us;
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
     unsigned int quiet_spins, undrained_vif, undrained;
+    uint64_t staged;                        /* the epoch that is staged, or was last */
+    int stage_rc;
     struct remus_epoch_encoder encoder;
     bool sending;
     uint64_t frontends_read_us;
@@ -498,27 +499,49 @@ static void on_drain_timer(uv_timer_t *timer)
         drain(p);
 }
 
-static void stage(struct primary *p, uint64_t number)
+/* In a thread: a guest may have dirtied gigabytes, and the secondary must hear of us meanwhile. */
+static void stage_work(void *side)
 {
-    struct remus_run *r = &p->run;
+    struct primary *p = side;
     uint8_t *body;
-    int rc;
 
-    xc_sr_epoch_reset(&p->epoch, number);
-    rc = xc_sr_primary_stage(p->sr, &p->epoch);
-    if (!rc && p->frontends_bytes) {
-        rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_FRONTENDS, p->frontends_bytes, &body);
-        if (!rc)
+    xc_sr_epoch_reset(&p->epoch, p->staged);
+    p->stage_rc = xc_sr_primary_stage(p->sr, &p->epoch);
+    if (!p->stage_rc && p->frontends_bytes) {
+        p->stage_rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_FRONTENDS, p->frontends_bytes,
+                                             &body);
+        if (!p->stage_rc)
             memcpy(body, p->frontends, p->frontends_bytes);
     }
+}
+
+static void stage_done(void *side)
+{
+    struct primary *p = side;
+    struct remus_run *r = &p->run;
+    const int rc = p->stage_rc;
+
+    if (r->core.state != RP_STAGE)
+        return;                 /* given up meanwhile: the guest runs again, or ends */
     if (rc) {
-        remus_run_post(r, RE_FAILED, number, (uint64_t)(int64_t)rc, "cannot copy the guest's "
+        remus_run_post(r, RE_FAILED, p->staged, (uint64_t)(int64_t)rc, "cannot copy the guest's "
                        "state: %s", rc == -ESTALE ? "its memory map or grant table changed"
                        : strerror(-rc));
         return;
     }
     r->status.dirty_pages = p->epoch.pages;
-    remus_run_post(r, RE_STAGED, number, 0, NULL);
+    remus_run_post(r, RE_STAGED, p->staged, 0, NULL);
+}
+
+static void stage(struct primary *p, uint64_t number)
+{
+    int rc;
+
+    p->staged = number;
+    rc = remus_run_work(&p->run, stage_work, stage_done);
+    if (rc)
+        remus_run_post(&p->run, RE_FAILED, number, (uint64_t)(int64_t)rc,
+                       "cannot begin to copy the guest's state: %s", strerror(-rc));
 }
 
 static void resume(struct primary *p)
@@ -594,6 +617,7 @@ static void unprotect(struct primary *p)
     }
     rules_remove(p);
     remus_run_daemon_stop(r);
+    remus_run_work_wait(r);
     xc_sr_primary_close(p->sr, true);
     p->sr = NULL;
     xc_sr_cache_free(p->cache);
@@ -969,6 +993,7 @@ int remus_primary_run(const struct remus_session_params *params,
     rc = remus_run_loop(r);
 out:
     copy_close(p);
+    remus_run_work_wait(r);
     if (r->h.xch && r->xs && result->end != REMUS_END_FENCED)
         settle_guest(p);
     rules_remove(p);

@@ -618,6 +618,47 @@ void remus_run_daemon_stop(struct remus_run *r)
     d->running = false;
 }
 
+/* ---- Work that takes long ---- */
+
+static void *work_thread(void *arg)
+{
+    struct remus_run *r = arg;
+
+    r->work.work(r->side);
+    uv_async_send(&r->work.async);
+    return NULL;
+}
+
+static void on_work_done(uv_async_t *async)
+{
+    struct remus_run *r = async->data;
+
+    if (!r->work.running)
+        return;                 /* waited for meanwhile */
+    remus_run_work_wait(r);
+    r->work.done(r->side);
+}
+
+int remus_run_work(struct remus_run *r, void (*work)(void *side), void (*done)(void *side))
+{
+    int rc;
+
+    if (r->work.running)
+        return -EBUSY;
+    r->work.work = work;
+    r->work.done = done;
+    rc = -pthread_create(&r->work.thread, NULL, work_thread, r);
+    r->work.running = !rc;
+    return rc;
+}
+
+void remus_run_work_wait(struct remus_run *r)
+{
+    if (r->work.running)
+        pthread_join(r->work.thread, NULL);
+    r->work.running = false;
+}
+
 /* ---- Commands ---- */
 
 int remus_run_command(struct remus_run *r, char **args, const char *input, size_t input_bytes,
@@ -736,6 +777,10 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->h.domid = p->domid;
     r->h.log = log_from_libxc;
     r->h.log_arg = r;
+    rc = uv_async_init(&r->loop, &r->work.async, on_work_done);
+    if (rc)
+        return rc;
+    r->work.async.data = r;
     rc = remus_decoder_new(&r->decoder);
     if (rc)
         return rc;
@@ -814,6 +859,7 @@ void remus_run_dispose(struct remus_run *r)
         if (!uv_fileno((uv_handle_t *)&r->link, &fd))
             shutdown(fd, SHUT_WR);
     }
+    remus_run_work_wait(r);
     remus_run_daemon_stop(r);
     uv_walk(&r->loop, close_all, NULL);
     uv_run(&r->loop, UV_RUN_DEFAULT);

@@ -5,6 +5,7 @@
 #ifndef REMUS_RUN_H
 #define REMUS_RUN_H
 
+#include <pthread.h>
 #include <sys/types.h>
 
 #include <uv.h>
@@ -43,6 +44,15 @@ struct remus_daemon {
     const char *name;
 };
 
+/* Work in a thread of its own, one piece at a time: the loop has heartbeats to send meanwhile. */
+struct remus_work {
+    pthread_t thread;
+    uv_async_t async;
+    bool running;
+    void (*work)(void *side);
+    void (*done)(void *side);
+};
+
 struct remus_run {
     const struct remus_session_params *p;
     const struct remus_run_ops *ops;
@@ -62,6 +72,7 @@ struct remus_run {
     struct xs_handle *xs;
     char name[REMUS_NAME_MAX];
     struct remus_daemon daemon;
+    struct remus_work work;
 
     struct remus_core core;
     struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
@@ -114,6 +125,14 @@ int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, i
  */
 int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms);
 void remus_run_daemon_stop(struct remus_run *r);
+
+/*
+ * work(side) in a thread, then done(side) in the loop, unless remus_run_work_wait came between.
+ * work may use the handles in .h, its own part of side, and remus_run_log.
+ */
+int remus_run_work(struct remus_run *r, void (*work)(void *side), void (*done)(void *side));
+/* Until the work under way is over; its done() is not called any more. */
+void remus_run_work_wait(struct remus_run *r);
 
 /* Runs a command (LIBEXEC/args[0]) to its end; feeds input to its stdin, keeps its output as far as
  * there is room.  Blocks: only where nothing else has to go on.  Exit status or negative errno. */

@@ -56,6 +56,12 @@ struct secondary {
     char *frontends;                /* newest that were written */
     uint32_t frontends_bytes;
     bool applied_once, active;
+
+    /* the epoch that is being applied */
+    uint64_t applying, apply_began_us, detached_us;
+    struct xc_sr_apply_stats apply_stats;
+    const char *apply_step;         /* what went wrong, if apply_rc says so */
+    int apply_rc;
 };
 
 static struct secondary *self(struct remus_run *r)
@@ -406,82 +412,136 @@ static int detach(struct secondary *s, uint64_t epoch)
     return rc ? rc : remus_run_daemon_wait(r, CTL_DETACHED, CONTROL_MS);
 }
 
-static void apply(struct secondary *s, uint64_t epoch)
+static void apply_failed(struct secondary *s, const char *step, int rc)
+{
+    remus_run_post(&s->run, RE_FAILED, s->applying, (uint64_t)(int64_t)rc,
+                   "epoch %lu could not be applied, %s the copy failed: %s",
+                   (unsigned long)s->applying, step, strerror(-rc));
+}
+
+/* In a thread: an epoch may be gigabytes, and the primary must hear of us meanwhile. */
+static void apply_work(void *side)
+{
+    struct secondary *s = side;
+    bool rebuilt;
+
+    s->apply_rc = 0;
+    if (!s->applied_once) {
+        const struct xc_sr_record *table = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_EVTCHN);
+
+        s->apply_step = "binding its event channels";
+        s->apply_rc = table
+            ? xc_sr_secondary_evtchn(s->sr, (const struct remus_evtchn *)table->body,
+                                     table->length / (uint32_t)sizeof(struct remus_evtchn),
+                                     &rebuilt) : -EBADMSG;
+        s->detached_us = remus_run_now_us();
+    }
+    if (!s->apply_rc) {
+        s->apply_step = "replacing its memory";
+        s->apply_rc = xc_sr_secondary_apply(s->sr, &s->epoch, &s->apply_stats);
+    }
+}
+
+static int run_copy(struct secondary *s)
 {
     struct remus_run *r = &s->run;
-    struct xc_sr_apply_stats stats = { 0 };
-    uint64_t began = remus_run_now_us(), detached, applied, attached;
-    const char *step = "pausing";
-    struct remus_applied report;
     int rc;
 
-    if (s->applied_once) {
-        rc = pause_quiescent(s);
-        step = "detaching its network backend";
-        if (!rc)
-            rc = detach(s, epoch);
-    } else {
-        const struct xc_sr_record *table = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_EVTCHN);
-        bool rebuilt;
+    if (!r->core.params.mode->secondary_runs)
+        return 0;
+    if (s->applied_once)
+        rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
+    else
+        rc = xc_sr_resume(&r->h);
+    if (!rc && !s->applied_once)
+        remus_guest_resumed(r->xs, r->h.domid);
+    if (!rc && s->vif_count)
+        rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
+    return rc;
+}
 
-        step = "binding its event channels";
-        rc = table ? xc_sr_secondary_evtchn(s->sr, (const struct remus_evtchn *)table->body,
-                                            table->length / (uint32_t)sizeof(struct remus_evtchn),
-                                            &rebuilt) : -EBADMSG;
+static void apply_report(struct secondary *s, uint64_t applied_us, uint64_t attached_us)
+{
+    struct remus_run *r = &s->run;
+    const struct xc_sr_apply_stats *stats = &s->apply_stats;
+    struct remus_applied report = {
+        .paused_us = remus_run_now_us() - s->apply_began_us, .rolled_back = stats->rolled_back,
+        .verify_bad = stats->verify_bad, .first_bad_gfn = stats->first_bad_gfn,
+    };
+
+    remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu "
+                  "us, attach %lu us", (unsigned long)s->epoch.pages,
+                  (unsigned long)stats->rolled_back,
+                  (unsigned long)(s->detached_us - s->apply_began_us),
+                  (unsigned long)(applied_us - s->detached_us),
+                  (unsigned long)(attached_us - applied_us));
+    r->status.apply_us = report.paused_us;
+    r->status.rolled_back = stats->rolled_back;
+    r->status.dirty_pages = s->epoch.pages;
+    r->status.checkpoints++;
+    r->status.protected_now = true;
+    if (r->p->verify) {
+        r->status.verify_epochs++;
+        r->status.verify_bad += stats->verify_bad;
     }
-    detached = remus_run_now_us();
-    if (!rc) {
-        step = "replacing its memory";
-        rc = xc_sr_secondary_apply(s->sr, &s->epoch, &stats);
-    }
-    applied = remus_run_now_us();
+    remus_run_send(r, REMUS_FRAME_APPLIED, s->applying, &report, sizeof(report));
+}
+
+static void apply_done(void *side)
+{
+    struct secondary *s = side;
+    const uint64_t applied_us = remus_run_now_us();
+    const char *step = s->apply_step;
+    uint64_t attached_us;
+    int rc = s->apply_rc;
+
+    if (s->run.core.state != RS_APPLY)
+        return;                 /* took too long: letting go */
     if (!rc) {
         step = "writing its frontends' nodes";
         rc = write_frontends(s);
     }
     if (!rc) {
         step = "attaching its network backend";
-        rc = attach(s, epoch + 1);
+        rc = attach(s, s->applying + 1);
     }
-    attached = remus_run_now_us();
-    if (!rc && r->core.params.mode->secondary_runs) {
+    attached_us = remus_run_now_us();
+    if (!rc) {
         step = "resuming";
-        if (s->applied_once)
-            rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
-        else
-            rc = xc_sr_resume(&r->h);
-        if (!rc && !s->applied_once)
-            remus_guest_resumed(r->xs, r->h.domid);
-        if (!rc && s->vif_count)
-            rc = ctl_say(r->daemon.fd, CTL_GO, 0, epoch + 1, NULL);
+        rc = run_copy(s);
     }
     if (rc) {
-        remus_run_post(r, RE_FAILED, epoch, (uint64_t)(int64_t)rc, "epoch %lu could not be "
-                                        "applied, "
-                       "%s the copy failed: %s", (unsigned long)epoch, step, strerror(-rc));
+        apply_failed(s, step, rc);
         return;
     }
     s->applied_once = true;
-    report = (struct remus_applied){
-        .paused_us = remus_run_now_us() - began, .rolled_back = stats.rolled_back,
-        .verify_bad = stats.verify_bad, .first_bad_gfn = stats.first_bad_gfn,
-    };
-    remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu "
-                                  "us, "
-                  "attach %lu us", (unsigned long)s->epoch.pages, (unsigned long)stats.rolled_back,
-                  (unsigned long)(detached - began), (unsigned long)(applied - detached),
-                  (unsigned long)(attached - applied));
-    r->status.apply_us = report.paused_us;
-    r->status.rolled_back = stats.rolled_back;
-    r->status.dirty_pages = s->epoch.pages;
-    r->status.checkpoints++;
-    r->status.protected_now = true;
-    if (r->p->verify) {
-        r->status.verify_epochs++;
-        r->status.verify_bad += stats.verify_bad;
+    apply_report(s, applied_us, attached_us);
+    remus_run_post(&s->run, RE_APPLIED, s->applying, 0, NULL);
+}
+
+static void apply(struct secondary *s, uint64_t epoch)
+{
+    struct remus_run *r = &s->run;
+    const char *step = "pausing";
+    int rc = 0;
+
+    s->applying = epoch;
+    s->apply_began_us = remus_run_now_us();
+    memset(&s->apply_stats, 0, sizeof(s->apply_stats));
+    if (s->applied_once) {
+        rc = pause_quiescent(s);
+        if (!rc) {
+            step = "detaching its network backend";
+            rc = detach(s, epoch);
+        }
+        s->detached_us = remus_run_now_us();
     }
-    remus_run_send(r, REMUS_FRAME_APPLIED, epoch, &report, sizeof(report));
-    remus_run_post(r, RE_APPLIED, epoch, 0, NULL);
+    if (!rc) {
+        step = "beginning to replace";
+        rc = remus_run_work(r, apply_work, apply_done);
+    }
+    if (rc)
+        apply_failed(s, step, rc);
 }
 
 /* ---- Taking over ---------------------------------------------------------------------------- */
@@ -560,6 +620,7 @@ static void mind(struct secondary *s, const struct remus_action *a)
     snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u", r->h.domid);
     xs_watch(r->xs, path, "closing");
     remus_run_link_close(r);
+    remus_run_work_wait(r);
     xc_sr_secondary_close(s->sr, true);
     s->sr = NULL;
     xc_sr_epoch_free(&s->epoch);
@@ -631,6 +692,7 @@ static void destroy(struct secondary *s)
         s->destroying = true;   /* goes on in on_builder_exit */
         return;
     }
+    remus_run_work_wait(r);
     remus_run_daemon_stop(r);
     if (r->h.domid) {
         snprintf(domid, sizeof(domid), "%u", r->h.domid);
@@ -721,6 +783,11 @@ static void epoch_frame(struct secondary *s, const struct remus_frame *f, const 
     xc_dominfo_t info;
     int rc;
 
+    if (r->work.running) {
+        remus_run_post(r, RE_PEER_BAD, f->epoch, 0, "epoch %lu begins while another is applied",
+                       (unsigned long)f->epoch);
+        return;
+    }
     if (!s->assembling) {
         if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) != 1)
             return;
@@ -889,6 +956,7 @@ int remus_secondary_run(const struct remus_session_params *params,
         rc = remus_run_loop(&s->run);
     if (s->run.h.domid && s->run.xs)
         remus_guest_unpublish(s->run.xs, s->run.h.domid);
+    remus_run_work_wait(&s->run);
     xc_sr_secondary_close(s->sr, false);
     remus_run_dispose(&s->run);
     for (i = 0; i < REMUS_VIFS_MAX; i++)
