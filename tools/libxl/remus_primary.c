@@ -572,28 +572,27 @@ static void resume(struct primary *p)
     remus_run_post(r, RE_RESUMED, 0, 0, NULL);
 }
 
+/* One frame: primary_drained comes back for the next when it is written, after the loop has had its
+ * turn at what else there is, the peer's heartbeats above all. */
 static void send_more(struct primary *p)
 {
     struct remus_run *r = &p->run;
-    int rc = 1;
+    uint8_t *buffer;
+    uint32_t length = 0;
+    int rc;
 
-    while (p->sending && rc > 0 &&
-           uv_stream_get_write_queue_size((uv_stream_t *)&r->link) < EPOCH_AHEAD) {
-        uint8_t *buffer = malloc(sizeof(struct remus_frame) + REMUS_FRAME_MAX);
-        uint32_t length = 0;
-
-        rc = buffer ? remus_epoch_encode_next(&p->encoder, buffer, &length) : -ENOMEM;
-        if (rc < 0) {
-            free(buffer);
-            p->sending = false;
-            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot encode the epoch: %s",
-                           strerror(-rc));
-            return;
-        }
-        remus_run_send_raw(r, buffer, length);
-        if (rc == 0)
-            p->sending = false;
+    if (!p->sending || uv_stream_get_write_queue_size((uv_stream_t *)&r->link) >= EPOCH_AHEAD)
+        return;
+    buffer = malloc(sizeof(struct remus_frame) + REMUS_FRAME_MAX);
+    rc = buffer ? remus_epoch_encode_next(&p->encoder, buffer, &length) : -ENOMEM;
+    p->sending = rc > 0;
+    if (rc < 0) {
+        free(buffer);
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot encode the epoch: %s",
+                       strerror(-rc));
+        return;
     }
+    remus_run_send_raw(r, buffer, length);
     r->status.epoch_bytes = p->encoder.wire_bytes;
 }
 
@@ -845,8 +844,7 @@ static void primary_drained(struct remus_run *r)
         p->copy_paused = false;
         uv_read_start((uv_stream_t *)&p->copy_out, on_copy_room, on_copy_read);
     }
-    if (p->sending)
-        send_more(p);
+    send_more(p);
 }
 
 static void primary_periodic(struct remus_run *r)

@@ -6,6 +6,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -24,6 +26,7 @@
 #define PUBLISH_US      1000000u
 #define READY_MS        10000
 #define QUIT_MS         3000
+#define LINK_AHEAD      (256 << 10)
 #define CHANNEL_GRACE_US 300000u
 
 uint64_t remus_run_now_us(void)
@@ -756,6 +759,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
                    const struct remus_run_ops *ops, struct remus_session_result *result,
                    void *side)
 {
+    const int ahead = LINK_AHEAD;
     int rc;
 
     memset(r, 0, sizeof(*r));
@@ -789,6 +793,8 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
         return rc;
     r->link.data = r;
     r->link_open = true;
+    /* What the kernel has not sent yet, a heartbeat waits behind. */
+    (void)setsockopt(p->link_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &ahead, sizeof(ahead));
     rc = uv_tcp_open(&r->link, p->link_fd);
     if (rc)
         return rc;

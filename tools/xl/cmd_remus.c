@@ -37,6 +37,7 @@
 #define CONNECT_MS     10000u
 #define CONNECTED_MS   35000u
 #define END_MS         20000u   /* the receiver destroys the copy and says so */
+#define END_COPY_MS    5000u
 #define SSH_END_MS     2000u
 #define JUNK_LINES_MAX 50u      /* what a login shell may print before the receiver speaks */
 #define RECORD_MS      1000u
@@ -720,7 +721,8 @@ static int conclude(struct supervisor *s)
         break;
     }
     (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
-    await_fate(s, END_MS);
+    /* A copy that never held a whole checkpoint cannot have taken over: for tidiness only. */
+    await_fate(s, s->was_protected ? END_MS : END_COPY_MS);
     if (s->fate == FATE_ACTIVE)
         return yield_guest(s);
     return end(s, XL_UNPROTECTED, "failed", "%s runs unprotected: %s", name, s->result.reason);
