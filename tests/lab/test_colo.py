@@ -47,21 +47,20 @@ def test_100_checkpoints_under_load_leave_no_page_different_with_2_vcpus(lab):
 def test_an_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
     """Both sides have heartbeats to send while one copies and the other applies many pages."""
     guest = lab.guest("a")
-    session = colo.Session(lab, guest, interval_ms=3000, timeout_ms=600)
+    session = colo.Session(lab, guest, interval_ms=4000, timeout_ms=1500)
     session.wait_protected()
-    guest.dirty(8000, 12000)
-    longest = {"pause_us": 0, "apply_us": 0}
+    guest.dirty(20000, 16000)
+    longest = {"pause_us": 0, "ack_us": 0, "apply_us": 0}
 
     def probe():
         status = session.status()
         check(session.process.poll() is None and status, "xl remus ended: " + session.log()[-600:])
         for name in longest:
             longest[name] = max(longest[name], status[name])
-        return status["checkpoints"] >= 8 and status
-    status = wait(probe, 200, "8 checkpoints", 0.5)
+        return status["checkpoints"] >= 6 and status
+    status = wait(probe, 200, "6 checkpoints", 0.5)
     guest.dirty(0)
-    check(longest["apply_us"] > 600000,
-          "no epoch took longer than the timeout: %s" % longest)
+    check(max(longest.values()) > 1500000, "no epoch took longer than the timeout: %s" % longest)
     equal(status["verify_bad"], 0, "pages that differ")
     equal(session.stop(), 0, "exit status of xl remus")
     colo.check_nothing_left(lab, "a", guest)

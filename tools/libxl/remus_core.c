@@ -1415,6 +1415,13 @@ static void s_destroy_timeout(struct remus_core *c, const struct remus_event *e,
 
 /* ---- Time ----------------------------------------------------------------------------------- */
 
+/* The secondary cannot hold a whole epoch yet. */
+static bool before_protection(const struct remus_core *c)
+{
+    return c->params.role == REMUS_PRIMARY ? !has(c, F_PEER_MAY_RUN)
+           : c->state == RS_COPY || c->state == RS_BASE;
+}
+
 /* When the peer counts as silent, in this state. */
 static uint64_t silent_at(const struct remus_core *c)
 {
@@ -1620,11 +1627,12 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
         c->flags |= F_BUG;
         return;
     }
-    if ((state_info[c->state].link == LINK_BUILD || state_info[c->state].link == LINK_COPY) &&
+    if (before_protection(c) &&
         (from_peer(event->type) || away_us >= ms_to_us(c->params.timeout_ms))) {
-        /* Before protection nothing can be lost by trusting late bytes, and an executor may copy
-         * or build for minutes without a look at its socket: its own absence counts for nothing. */
+        /* Nothing can be lost by trusting late bytes, and an executor may copy, build or start
+         * programs for long without a look at its socket: its own absence counts for nothing. */
         c->heard_us = c->now_us;
+        c->echo_us = c->echo_us ? c->now_us : 0;
     }
     check_silence(c, out);
     if (!from_peer(event->type)) {
