@@ -46,39 +46,30 @@ def save_by_hand(lab, options, file=FILE):
     return json.loads(out.splitlines()[-1])
 
 
-def save_and_restore(lab, vcpus, save, restore):
+def exchange(lab, vcpus, *pairs):
+    """One guest is saved and restored by each pair of programs in turn; its connection lives on."""
     guest, client = working_guest(lab, vcpus)
-    lab.execute("a", save, timeout_s=120)
-    check(guest.domid("a") is None, "the guest is still there after its save")
-    lab.execute("a", restore, timeout_s=120)
+    for save, restore in pairs:
+        lab.execute("a", save, timeout_s=120)
+        check(guest.domid("a") is None, "the guest is still there after: " + save)
+        lab.execute("a", restore, timeout_s=120)
+        client.wait_answers(5, timeout_s=90)
     goes_on(client)
     verify(lab)
     lab.execute("a", "rm " + FILE)
 
 
-@deadline(400)
-def test_our_stream_of_a_live_guest_is_restored_by_the_distributions_xl(lab):
-    save_and_restore(lab, 1, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
+@deadline(500)
+def test_our_live_stream_is_restored_by_the_distributions_xl_and_ours_by_our_reader(lab):
+    exchange(lab, 1, (HELPER + "xl save g1 " + FILE, HELPER + "xl restore " + FILE),
+             (SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE))
 
 
-@deadline(400)
-def test_the_same_with_two_vcpus(lab):
-    save_and_restore(lab, 2, SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE)
-
-
-@deadline(400)
-def test_a_file_of_the_distributions_xl_is_restored_by_our_reader(lab):
-    save_and_restore(lab, 2, "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
-
-
-@deadline(400)
-def test_xl_save_with_our_saver_is_restored_by_the_distributions_xl(lab):
-    save_and_restore(lab, 2, HELPER + "xl save g1 " + FILE, "xl restore " + FILE)
-
-
-@deadline(400)
-def test_our_saver_and_our_reader_understand_each_other(lab):
-    save_and_restore(lab, 1, HELPER + "xl save g1 " + FILE, HELPER + "xl restore " + FILE)
+@deadline(600)
+def test_with_two_vcpus_each_xl_restores_what_the_other_saved(lab):
+    exchange(lab, 2, ("xl save g1 " + FILE, HELPER + "xl restore " + FILE),
+             (HELPER + "xl save g1 " + FILE, "xl restore " + FILE),
+             (SAVER + "--live $(xl domid g1) " + FILE, "xl restore " + FILE))
 
 
 @deadline(500)

@@ -1,13 +1,14 @@
 #!/bin/sh
-# check.sh [SIM [SEEDS]]: the simulator finds nothing in the protocol as it is, and finds every
+# check.sh [SIM [SEEDS [MANY]]]: the simulator finds nothing in the protocol as it is, and finds every
 # deliberate bug that it knows how to make.
 set -eu
 
 sim=${1:-${BUILD:-build}/tests/sim/sim}
 seeds=${2:-5000}
+many=${3:-30000}
 status=0
 
-"$sim" --seeds "1-$seeds" || exit 1
+"$sim" --seeds "1-$many" || exit 1
 
 for bug in release-before-ack no-hold partial-apply first-epoch-free no-resume no-echo \
            late-suspend clock-stops stop-ignored bitmap-lost no-compare ack-early; do

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
@@ -30,6 +32,7 @@
 #define DIRTY_PAGES_DEFAULT 4096
 #define DIRTY_PAGES_MAX 65536
 #define DIRTY_SLICE_MS 10
+#define ACKNOWLEDGED_MS_MAX 20000
 
 struct conn {
     int fd;
@@ -143,6 +146,18 @@ static void flush_now(const struct conn *c)
     }
 }
 
+/* What the peer has not acknowledged is lost with the guest. */
+static void await_acknowledgement(const struct conn *c)
+{
+    int unacknowledged, i;
+
+    for (i = 0; i < ACKNOWLEDGED_MS_MAX / 10; i++) {
+        if (ioctl(c->fd, SIOCOUTQ, &unacknowledged) < 0 || !unacknowledged)
+            return;
+        usleep(10000);
+    }
+}
+
 static void power(struct conn *c, const char *line)
 {
     int how = 0;
@@ -157,7 +172,7 @@ static void power(struct conn *c, const char *line)
     }
     answer(c, "ok\n");
     flush_now(c);
-    usleep(200000); /* let the answer leave */
+    await_acknowledgement(c);
     sync();
     if (how) {
         reboot(how);
