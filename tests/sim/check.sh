@@ -1,6 +1,6 @@
 #!/bin/sh
-# check.sh [SIM [SEEDS [MANY]]]: the simulator finds nothing in the protocol as it is, and finds every
-# deliberate bug that it knows how to make.
+# check.sh [SIM [SEEDS [MANY]]]: in MANY seeds the simulator finds nothing in the protocol as it is;
+# in SEEDS it finds every deliberate bug that it knows how to make.
 set -eu
 
 sim=${1:-${BUILD:-build}/tests/sim/sim}

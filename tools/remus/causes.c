@@ -41,8 +41,13 @@ void causes_service(const struct packet_key *key, char *text, size_t bytes)
     } else if (ports) {
         b.peer_port[0] = b.peer_port[1] = peer_port;
     }
-    memcpy(b.peer, key->ip_version == 4 ? key->peer + 12 : key->peer, key->ip_version == 4 ? 4 : 16);
-    b.bits = key->ip_version == 4 ? 32 : 128;
+    if (key->ip_version == 4) {
+        memcpy(b.peer, key->peer + 12, 4);
+        b.bits = 32;
+    } else {
+        memcpy(b.peer, key->peer, 16);
+        b.bits = 128;
+    }
     remus_bypass_format(&b, text, bytes);
 }
 

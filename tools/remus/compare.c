@@ -398,11 +398,13 @@ static void check_limits(struct cmp *c)
         return;
     }
     if (three_quarters(c->p_fifo.count - c->p_waiting, c->limits.frames_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%u frames of the primary held, at most %u",
-                        c->p_fifo.count, c->limits.frames_max);
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL,
+                        "%u frames of the primary held, at most %u", c->p_fifo.count,
+                        c->limits.frames_max);
     } else if (three_quarters(kept, c->limits.frames_max)) {
-        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%u frames of the secondary kept, at most %u",
-                        (unsigned int)kept, c->limits.frames_max);
+        want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL,
+                        "%u frames of the secondary kept, at most %u", (unsigned int)kept,
+                        c->limits.frames_max);
     } else if (three_quarters(c->chunks_used, c->chunks_max)) {
         want_checkpoint(c, CTL_WHY_QUEUE, c->class, NULL, "%llu bytes kept, at most %llu",
                         (unsigned long long)c->chunks_used * CHUNK_BYTES,

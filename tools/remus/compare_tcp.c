@@ -197,7 +197,8 @@ static void diverge_kinds(struct cmp *c, struct flow *f, enum kind p, enum kind 
 static void diverge_syn(struct cmp *c, struct flow *f, uint32_t p, uint32_t s)
 {
     want_checkpoint(c, CTL_WHY_UNCOMPARABLE, CTL_CLASS_TCP, &f->key,
-                    "SYN: mss %u wscale %u flags 0x%x / mss %u wscale %u flags 0x%x", p & 0xffff, p >> 16 & 0xff, p >> 24, s & 0xffff, s >> 16 & 0xff, s >> 24);
+                    "SYN: mss %u wscale %u flags 0x%x / mss %u wscale %u flags 0x%x",
+                    p & 0xffff, p >> 16 & 0xff, p >> 24, s & 0xffff, s >> 16 & 0xff, s >> 24);
     flow_lose(c, f);
 }
 

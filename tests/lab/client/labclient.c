@@ -575,7 +575,8 @@ static int64_t read_datagram(const uint8_t *buf, size_t bytes, bool is_ping, uin
         if (bytes < skip + sizeof(icmp))
             return 0;
         memcpy(&icmp, buf + skip, sizeof(icmp));
-        if (icmp.type != (over_v6() ? ICMP6_ECHO_REPLY : ICMP_ECHOREPLY) || icmp.un.echo.id != htons(id))
+        if (icmp.type != (over_v6() ? ICMP6_ECHO_REPLY : ICMP_ECHOREPLY) ||
+            icmp.un.echo.id != htons(id))
             return 0;
         skip += sizeof(icmp);
     } else {
