@@ -19,18 +19,21 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
-from lablib import common  # noqa: E402
+from lablib import common, images  # noqa: E402
 from lablib.common import LabError, run, say  # noqa: E402
 from lablib.instance import CLIENT_VLAN_IP, HOSTS, LINKS, Lab  # noqa: E402
 
@@ -109,6 +112,12 @@ def deadline(seconds):
         function.deadline_s = seconds
         return function
     return mark
+
+
+def alone(function):
+    """Decorator: this test keeps both cores busy, or measures; nothing else runs beside it."""
+    function.alone = True
+    return function
 
 
 def trace(what, begin):
@@ -456,11 +465,80 @@ def report_failure(lab, reason):
     print("# more in %s" % os.path.relpath(directory, common.TOP))
 
 
+def take(queue, name):
+    """Whether a test is ours to run: of several runners that share a queue, one gets it."""
+    if not queue:
+        return True
+    try:
+        os.close(os.open(os.path.join(queue, name), os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        return False
+
+
+def relay(process, lock, counts):
+    """Show what a runner prints, one test's lines at a time, and add up its last line."""
+    block = []
+
+    def show():
+        with lock:
+            sys.stdout.write("".join(block))
+            sys.stdout.flush()
+        block.clear()
+
+    for line in process.stdout:
+        result = re.match(r"(\d+) passed, (\d+) failed", line)
+        if result:
+            counts.append((int(result[1]), int(result[2])))
+            continue
+        if re.match("(ok|not ok|lab:|labtest:) ", line):
+            show()
+        block.append(line)
+    show()
+
+
+def run_jobs(jobs, words):
+    """Several runners, each with a lab of its own, take their tests from one list; then one runs
+    those that are to be alone."""
+    started = time.monotonic()
+    images.build()
+    lock, counts, processes = threading.Lock(), [], []
+    name = os.environ.get("LAB") or "check"
+
+    def start(number, *options):
+        process = subprocess.Popen(
+            [sys.executable, os.path.realpath(__file__), *options] + words,
+            env=dict(os.environ, LAB="%s%d" % (name, number)), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        thread = threading.Thread(target=relay, args=(process, lock, counts))
+        thread.start()
+        return thread
+
+    with tempfile.TemporaryDirectory() as queue:
+        # The first lab is kept for the tests that come last.
+        for thread in [start(number, "--share", queue, *(["--keep"] if number == 1 else []))
+                       for number in range(1, jobs + 1)]:
+            thread.join()
+    start(1, "--alone").join()
+    with contextlib.suppress(LabError, OSError):
+        TestLab(name + "1").down()
+    crashed = sum(process.wait() not in (0, 1) for process in processes)
+    passed = sum(c[0] for c in counts)
+    failed = sum(c[1] for c in counts) + crashed + len(processes) - len(counts)
+    print("%d passed, %d failed (%.0f s)" % (passed, failed, time.monotonic() - started))
+    return 1 if failed else 0
+
+
 def main(argv, default_file=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the lab up at the end")
     parser.add_argument("--list", action="store_true", help="print the tests' names, run nothing")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="run the tests in N labs at a time")
+    parser.add_argument("--share", metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", metavar="FILE|NAME")
     options = parser.parse_args(argv)
     words, keep, only_list = options.words, options.keep, options.list
@@ -485,20 +563,27 @@ def main(argv, default_file=None):
         for name, function in tests:
             print("%-50s %s" % (name, (function.__doc__ or "").strip().split("\n")[0]))
         return 0
+    if options.jobs > 1:
+        return run_jobs(options.jobs, words)
+    if options.share or options.alone:
+        tests = [t for t in tests if getattr(t[1], "alone", False) == options.alone]
     lab = TestLab()
     was_up = bool(lab.hosts())
     started = time.monotonic()
-    failed = 0
+    passed = failed = 0
     try:
         lab.up(2)
         if needs_install:
             lab.install()
         for name, function in tests:
+            if not take(options.share, name):
+                continue
             begin = time.monotonic()
             reason = run_one(lab, name, function)
             seconds = time.monotonic() - begin
             if reason is None:
                 print("ok %s (%.1f s)" % (name, seconds), flush=True)
+                passed += 1
                 continue
             failed += 1
             print("not ok %s: %s (%.1f s)" % (name, reason.splitlines()[0], seconds), flush=True)
@@ -515,8 +600,7 @@ def main(argv, default_file=None):
                 lab.put_in_order()
             else:
                 lab.down()
-    print("%d passed, %d failed (%.0f s)" %
-          (max(0, len(tests) - failed), failed, time.monotonic() - started))
+    print("%d passed, %d failed (%.0f s)" % (passed, failed, time.monotonic() - started))
     return 1 if failed else 0
 
 

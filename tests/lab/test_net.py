@@ -3,12 +3,14 @@
 
 import os
 import sys
+import threading
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 import colo  # noqa: E402
-from labtest import check, deadline, equal, wait  # noqa: E402
+from labtest import alone, check, deadline, equal, wait  # noqa: E402
 
 INSTALL = True
 
@@ -23,6 +25,7 @@ def of_class(status, vif, name):
     return {"primary": 0, "released_equal": 0}
 
 
+@alone
 @deadline(400)
 def test_ipv6_a_vlan_and_a_second_interface_survive_a_failover(lab):
     guest = lab.guest("a", nets=("ipv6", "vlan", "second"))
@@ -51,6 +54,58 @@ def test_ipv6_a_vlan_and_a_second_interface_survive_a_failover(lab):
         client.wait_answers(5, timeout_s=120)
     for client in clients:
         client.stop_without_errors()
+    session.process.kill()
+
+
+class Callee:
+    """Whom a guest calls: gives each number back after a while and sees that none is missing."""
+
+    def __init__(self, lab, pause_s):
+        self.listener = lab.client_listen()
+        self.port = self.listener.getsockname()[1]
+        self.pause_s, self.last, self.connections, self.error = pause_s, 0, 0, None
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        try:
+            while True:
+                connection, _ = self.listener.accept()
+                self.connections += 1
+                with connection, connection.makefile("rb") as lines:
+                    for line in lines:
+                        equal(int(line), self.last + 1, "number after %d" % self.last)
+                        time.sleep(self.pause_s)
+                        connection.sendall(line)
+                        self.last += 1
+        except Exception as e:
+            self.error = e
+
+    def wait_numbers(self, count):
+        """So many more, without an error."""
+        end = self.last + count
+        wait(lambda: self.error or self.last >= end, 90, "the guest sends %d numbers" % count)
+        equal(self.error, None, "error")
+
+
+@deadline(300)
+def test_connections_that_the_guest_opens_survive_a_failover(lab):
+    guest = lab.guest("a")
+    session = colo.Session(lab, guest, interval_ms=4000)
+    session.wait_protected()
+    # One that lasts, and one opened anew again and again.
+    callees = [Callee(lab, 0.1), Callee(lab, 0.1)]
+    for callee, rounds in zip(callees, (0, 4)):
+        equal(guest.ask(7008, "call %d %d" % (callee.port, rounds)), "ok", "call")
+    for callee in callees:
+        callee.wait_numbers(25)
+    tcp = of_class(session.status(), 0, "tcp")
+    check(tcp["released_equal"] > tcp["primary"] // 4, "hardly ever equal: %s" % tcp)
+    lab.freeze("a")
+    colo.wait_active(lab, "b", guest.name)
+    for callee in callees:
+        callee.wait_numbers(25)
+    equal(callees[0].connections, 1, "connections that were to last")
+    check(callees[1].connections >= 10, "connections: %d" % callees[1].connections)
     session.process.kill()
 
 

@@ -20,7 +20,7 @@ from labtest import check, deadline, equal, wait  # noqa: E402
 from lablib import common  # noqa: E402
 
 HOST = "a"
-OUT_QUEUE, IN_QUEUE = 100, 101
+OUT_QUEUE, IN_QUEUE = 100, 104
 UDP_ECHO = 7004
 WHY_QUEUE = 4
 # For tests where a busy machine must not make the secondary look silent.

@@ -9,7 +9,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 import labtest  # noqa: E402
-from labtest import check, deadline, equal, wait  # noqa: E402
+from labtest import alone, check, deadline, equal, wait  # noqa: E402
 
 INSTALL = True
 
@@ -159,6 +159,7 @@ def test_our_reader_refuses_damaged_files_with_a_reason(lab):
     lab.guest_wait("a", "g1")
 
 
+@alone
 @deadline(500)
 def test_our_saver_is_faster_than_the_distributions(lab):
     """Pages per second to /dev/null, best of three in turn; xl against xl, and remus-sr."""

@@ -35,7 +35,6 @@
 #define DRAIN_SPINS         40u
 #define DRAIN_SPIN_US       50u
 #define QUIET_SPINS         3u      /* looks in a row that find nothing new on the rings */
-#define QUEUE_BASE          1000u   /* NFQUEUE numbers: QUEUE_BASE + 2 * (domid * vifs + index) */
 #define EPOCH_AHEAD         (1u << 20)  /* what a heartbeat may have to wait behind */
 #define CONTROL_MS          5000
 #define SETTLE_US           10000000u
@@ -53,6 +52,7 @@ struct primary {
     uint32_t frontends_bytes;
     pid_t minders[REMUS_XL_PIDS_MAX];
     unsigned int minder_count;
+    uint16_t queues;                /* the first netfilter queue's number */
     bool rules_in;
     int own_fd[REMUS_VIFS_MAX];     /* see own_frames */
 
@@ -356,10 +356,15 @@ static void look_at_guest(struct primary *p)
     }
 }
 
-/* Queue of the guest's output on interface i; its input has the next. */
-static uint16_t queue_number(const struct primary *p, unsigned int i)
+/* The first queue of the guest's output on interface i; its input has the next after those. */
+static uint16_t output_queue(const struct primary *p, unsigned int i)
 {
-    return (uint16_t)(QUEUE_BASE + 2 * (p->run.h.domid * REMUS_VIFS_MAX + i));
+    return (uint16_t)(p->queues + i * (CTL_OUTPUT_QUEUES + 1));
+}
+
+static uint16_t input_queue(const struct primary *p, unsigned int i)
+{
+    return (uint16_t)(output_queue(p, i) + CTL_OUTPUT_QUEUES);
 }
 
 /*
@@ -401,9 +406,8 @@ static int rules_install(struct primary *p)
                      strerror(-rc));
     }
     for (i = 0; !rc && i < p->vif_count; i++)
-        rc = remus_nft_protect(p->vifs[i].netdev, queue_number(p, i),
-                               (uint16_t)(queue_number(p, i) + 1), p->run.p->bypass,
-                               p->run.p->bypass_count, error, sizeof(error));
+        rc = remus_nft_protect(p->vifs[i].netdev, output_queue(p, i), input_queue(p, i),
+                               p->run.p->bypass, p->run.p->bypass_count, error, sizeof(error));
     if (rc)
         remus_run_log(&p->run, XC_SR_ERROR, "%s", error);
     p->rules_in = true;         /* also when only some are */
@@ -872,15 +876,22 @@ static int start_proxy(struct primary *p)
     char domid[16], vif[REMUS_VIFS_MAX][48], min[16], max[16];
     char bypass[REMUS_BYPASS_MAX][REMUS_BYPASS_TEXT_MAX];
     char *args[10 + 2 * REMUS_VIFS_MAX + 2 * REMUS_BYPASS_MAX];
+    char error[200] = "";
     unsigned int n = 0, i;
+    int rc = remus_nft_free_queues(p->run.h.domid, REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1),
+                                   &p->queues, error, sizeof(error));
 
+    if (rc) {
+        remus_run_log(&p->run, XC_SR_ERROR, "%s", error);
+        return rc;
+    }
     snprintf(domid, sizeof(domid), "%u", p->run.h.domid);
     args[n++] = "colo-proxyd";
     args[n++] = "--domid";
     args[n++] = domid;
     for (i = 0; i < p->vif_count; i++) {
-        snprintf(vif[i], sizeof(vif[i]), "%s:%u:%u", p->vifs[i].netdev, queue_number(p, i),
-                 queue_number(p, i) + 1u);
+        snprintf(vif[i], sizeof(vif[i]), "%s:%u:%u", p->vifs[i].netdev, output_queue(p, i),
+                 input_queue(p, i));
         args[n++] = "--vif";
         args[n++] = vif[i];
     }

@@ -4,8 +4,11 @@
  *   guest --vif--> [prerouting: OUTPUT queue] --> bridge --> world
  *   world --> bridge --> [postrouting: INPUT queue] --vif--> guest
  *
- * One pair of netfilter queues for each vif.  Output goes to the comparison (compare.h) and leaves
- * by its verdicts.  Input is copied to the packet channel, then accepted at once, so that both
+ * Each vif has CTL_OUTPUT_QUEUES netfilter queues for its output, among which the kernel spreads
+ * the pairs of addresses, and one for its input, where nothing stays.  (To find the frame that a
+ * verdict is for, the kernel walks the queue from its oldest frame: what waits for one peer should
+ * not be in the way of all others.)  Output goes to the comparison (compare.h) and leaves by its
+ * verdicts.  Input is copied to the packet channel, then accepted at once, so that both
  * guests receive the same.  The coordinator (ctl.h) says where an epoch ends.
  *
  * States, and what changes them.  Each applies to all vifs of the domain.
@@ -82,7 +85,10 @@
 enum proxy_state { PROXY_COMPARE, PROXY_HOLD, PROXY_OPEN, PROXY_FENCED, PROXY_STATES };
 enum proxy_event { EVENT_HOLD, EVENT_LOST, EVENT_UNPROTECT, EVENT_FENCE, PROXY_EVENTS };
 
-_Static_assert(REMUS_VIFS_MAX * 2 + 3 <= 32, "struct proxy.ready has room for all");
+_Static_assert(REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1) + 3 <= 64,
+               "struct proxy.ready has room for all");
+_Static_assert(REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1) <= NFQ_WRITER_QUEUES_MAX,
+               "one writer for all");
 
 static const enum proxy_state proxy_next[PROXY_STATES][PROXY_EVENTS] = {
     [PROXY_COMPARE] = { PROXY_HOLD,   PROXY_HOLD,   PROXY_OPEN,   PROXY_FENCED },
@@ -109,17 +115,28 @@ struct slot {
     uint32_t bytes_room;
     uint32_t copied;         /* 0: no copy was kept */
     uint32_t l3_offset;
+    uint8_t queue;           /* of vif.outputs */
     bool csum_partial;
+};
+
+/* One of a vif's output queues, with the counts that were last seen there. */
+struct output {
+    struct vif *vif;
+    struct nfq *nfq;
+    uint64_t lost, gone;
+    uint32_t full;           /* in the kernel's table */
 };
 
 struct vif {
     struct proxy *proxy;
     unsigned int index;
     char name[IFNAMSIZ];
-    uint16_t output_queue, input_queue;
+    uint16_t output_queue;   /* the first of CTL_OUTPUT_QUEUES */
+    uint16_t input_queue;
     uint32_t mtu;
 
-    struct nfq *output, *input;
+    struct output outputs[CTL_OUTPUT_QUEUES];
+    struct nfq *input;
     struct cmp *cmp;
     bool input_polled;       /* the input queue is in the epoll set for reading */
 
@@ -133,9 +150,8 @@ struct vif {
 
     struct ctl_vif_stats stats;             /* input, output and dropped are counted here */
     uint64_t held_bytes, held_max;
-    uint64_t output_lost, input_lost;       /* as last seen in the queues' stats */
-    uint64_t output_gone, input_gone;
-    uint32_t output_full, input_full;       /* as last seen in the kernel's table */
+    uint64_t input_lost, input_gone;        /* as in struct output */
+    uint32_t input_full;
 };
 
 struct proxy {
@@ -158,7 +174,7 @@ struct proxy {
     bool input_stopped;
     bool asked;              /* a checkpoint, in this epoch */
     bool quit;
-    uint32_t ready;          /* READY_* bits: has something to read */
+    uint64_t ready;          /* READY_* bits: has something to read */
     bool channel_writing;    /* the channel is polled for writing, too */
     uint64_t now_us, poll_us, table_us, armed_us;
     int error;               /* of something that no caller up the stack can return */
@@ -293,8 +309,9 @@ static uint32_t vif_held(const struct vif *v)
     return v->proxy->output_maxlen - v->free_count;
 }
 
-static struct slot *slot_take(struct vif *v, const struct nfq_frame *frame)
+static struct slot *slot_take(const struct output *o, const struct nfq_frame *frame)
 {
+    struct vif *v = o->vif;
     struct slot *s;
     uint16_t number;
 
@@ -304,6 +321,7 @@ static struct slot *slot_take(struct vif *v, const struct nfq_frame *frame)
     number = v->free_slots[--v->free_count];
     s = &v->slots[number];
     s->id = (++v->sequence << SLOT_BITS) | number;
+    s->queue = (uint8_t)(o - v->outputs);
     s->packet_id = frame->packet_id;
     s->length = frame->wire_length;
     s->l3_offset = frame->l3_offset;
@@ -350,7 +368,7 @@ static void slot_copy(struct slot *s, const struct nfq_frame *frame)
 
 static void slot_verdict(struct vif *v, struct slot *s, bool accept)
 {
-    int rc = nfq_verdict(v->output, s->packet_id, accept);
+    int rc = nfq_verdict(v->outputs[s->queue].nfq, s->packet_id, accept);
 
     if (rc) {
         v->proxy->error = rc;
@@ -380,7 +398,7 @@ static void slot_verdict_mangled(struct vif *v, struct slot *s, const struct cmp
         /* The kernel forgets about a partial checksum when a payload comes back. */
         packet_checksum_fill(s->bytes, &packet);
     }
-    rc = nfq_verdict_mangled(v->output, s->packet_id, s->bytes + s->l3_offset,
+    rc = nfq_verdict_mangled(v->outputs[s->queue].nfq, s->packet_id, s->bytes + s->l3_offset,
                              s->copied - s->l3_offset);
     if (rc) {
         v->proxy->error = rc;
@@ -476,26 +494,27 @@ static bool frame_may_be_mangled(const struct nfq_frame *frame)
 
 static void output_frame(void *arg, const struct nfq_frame *frame)
 {
-    struct vif *v = arg;
+    const struct output *o = arg;
+    struct vif *v = o->vif;
     struct proxy *p = v->proxy;
     struct slot *s;
 
     v->stats.output_packets++;
     v->stats.output_bytes += frame->wire_length;
     if (p->state == PROXY_OPEN || p->state == PROXY_FENCED) {
-        int rc = nfq_verdict(v->output, frame->packet_id, p->state == PROXY_OPEN);
+        int rc = nfq_verdict(o->nfq, frame->packet_id, p->state == PROXY_OPEN);
 
         if (rc) {
             p->error = rc;
         }
         return;
     }
-    s = frame->truncated ? NULL : slot_take(v, frame);
+    s = frame->truncated ? NULL : slot_take(o, frame);
     if (!s) {
         v->stats.dropped++;
         proxy_log(p, 1, "%s: output frame of %u bytes dropped: %s", v->name, frame->wire_length,
                   frame->truncated ? "too long to compare" : "too many are held");
-        nfq_verdict(v->output, frame->packet_id, false);
+        nfq_verdict(o->nfq, frame->packet_id, false);
         return;
     }
     if (frame_may_be_mangled(frame)) {
@@ -519,16 +538,17 @@ static void check_gone(struct vif *v, const char *which, uint64_t errors, uint64
 
 /* Frames that the kernel dropped on the way to us: the guest sends TCP again, but its secondary has
  * answered already, and the answer will find no partner. */
-static void output_check_lost(struct vif *v)
+static void output_check_lost(struct output *o)
 {
+    struct vif *v = o->vif;
     struct nfq_stats stats;
 
-    nfq_stats_get(v->output, &stats);
-    check_gone(v, "output", stats.verdict_errors, &v->output_gone);
-    if (stats.lost != v->output_lost) {
-        const uint64_t lost = stats.lost - v->output_lost;
+    nfq_stats_get(o->nfq, &stats);
+    check_gone(v, "output", stats.verdict_errors, &o->gone);
+    if (stats.lost != o->lost) {
+        const uint64_t lost = stats.lost - o->lost;
 
-        v->output_lost = stats.lost;
+        o->lost = stats.lost;
         v->stats.dropped += lost;
         proxy_log(v->proxy, 0, "%s: the kernel dropped %" PRIu64 " output frames: socket full",
                   v->name, lost);
@@ -536,12 +556,13 @@ static void output_check_lost(struct vif *v)
     }
 }
 
-static int output_read(struct vif *v, unsigned int batches, bool exact, bool *more)
+static int output_read(struct output *o, unsigned int batches, bool exact, bool *more)
 {
+    struct vif *v = o->vif;
     const uint32_t most = v->proxy->output_maxlen;
-    int rc = nfq_recv(v->output, output_frame, v, batches, exact, more);
+    int rc = nfq_recv(o->nfq, output_frame, o, batches, exact, more);
 
-    output_check_lost(v);
+    output_check_lost(o);
     if (vif_held(v) >= most / 4 * 3) {
         vif_ask(v, CTL_WHY_QUEUE, NULL, "%u of %u output frames are held", vif_held(v), most);
     }
@@ -652,18 +673,22 @@ static void table_check(struct vif *v)
 {
     struct proxy *p = v->proxy;
     struct nfq_table_entry entry;
+    unsigned int i;
 
     if (p->table_fd < 0) {
         return;
     }
-    if (nfq_table_read(p->table_fd, v->output, &entry) == 0 &&
-        entry.dropped_full != v->output_full) {
-        const uint32_t lost = entry.dropped_full - v->output_full;
+    for (i = 0; i < CTL_OUTPUT_QUEUES; i++) {
+        struct output *o = &v->outputs[i];
 
-        v->output_full = entry.dropped_full;
-        v->stats.dropped += lost;
-        proxy_log(p, 0, "%s: the kernel dropped %u output frames: queue full", v->name, lost);
-        vif_ask(v, CTL_WHY_QUEUE, NULL, "%u output frames lost", lost);
+        if (nfq_table_read(p->table_fd, o->nfq, &entry) == 0 && entry.dropped_full != o->full) {
+            const uint32_t lost = entry.dropped_full - o->full;
+
+            o->full = entry.dropped_full;
+            v->stats.dropped += lost;
+            proxy_log(p, 0, "%s: the kernel dropped %u output frames: queue full", v->name, lost);
+            vif_ask(v, CTL_WHY_QUEUE, NULL, "%u output frames lost", lost);
+        }
     }
     if (nfq_table_read(p->table_fd, v->input, &entry) == 0 && entry.dropped_full != v->input_full) {
         proxy_log(p, 0, "%s: the kernel dropped %u input frames: queue full", v->name,
@@ -706,8 +731,8 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
  * */
 static int proxy_flush(struct proxy *p)
 {
-    unsigned int i;
-    int rc;
+    unsigned int i, k;
+    int rc = 0;
 
     for (i = 0; i < p->vif_count; i++) {
         matched_flush(&p->vifs[i]);
@@ -716,7 +741,9 @@ static int proxy_flush(struct proxy *p)
         channel_lost(p, channel_error(p->channel));
     }
     for (i = 0; i < p->vif_count; i++) {
-        rc = nfq_flush(p->vifs[i].output);
+        for (k = 0; !rc && k < CTL_OUTPUT_QUEUES; k++) {
+            rc = nfq_flush(p->vifs[i].outputs[k].nfq);
+        }
         if (!rc) {
             rc = nfq_flush(p->vifs[i].input);
         }
@@ -732,15 +759,31 @@ static int proxy_flush_and_wait(struct proxy *p)
 {
     int rc = proxy_flush(p);
 
-    return rc ? rc : nfq_sync(p->vifs[0].output);    /* one writer for all */
+    return rc ? rc : nfq_sync(p->vifs[0].input);     /* one writer for all */
 }
 
 /* ---- Control --------------------------------------------------------------------------------- */
 
+/* Reads all output that waits, as far as so many rounds of CUT_BATCHES go in each queue. */
+static int output_read_all(struct vif *v, unsigned int rounds)
+{
+    unsigned int i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < CTL_OUTPUT_QUEUES; i++) {
+        unsigned int left = rounds;
+        bool more = true;
+
+        while (!rc && more && left--) {
+            rc = output_read(&v->outputs[i], CUT_BATCHES, true, &more);
+        }
+    }
+    return rc;
+}
+
 static int proxy_cut(struct proxy *p, uint64_t epoch)
 {
     unsigned int i;
-    bool more;
     int rc;
 
     if (epoch != p->epoch) {
@@ -748,14 +791,10 @@ static int proxy_cut(struct proxy *p, uint64_t epoch)
     }
     for (i = 0; i < p->vif_count; i++) {
         /* The guest is stopped, so this ends; the bound is for a coordinator that is wrong. */
-        unsigned int rounds = p->output_maxlen / CUT_BATCHES + 16;
-
-        do {
-            rc = output_read(&p->vifs[i], CUT_BATCHES, true, &more);
-            if (rc) {
-                return rc;
-            }
-        } while (more && --rounds);
+        rc = output_read_all(&p->vifs[i], p->output_maxlen / CUT_BATCHES + 16);
+        if (rc) {
+            return rc;
+        }
         cmp_cut(p->vifs[i].cmp, p->now_us, epoch);
     }
     p->epoch = epoch + 1;
@@ -774,10 +813,7 @@ static int proxy_quit(struct proxy *p)
 
     p->quit = true;
     for (i = 0; p->state == PROXY_OPEN && i < p->vif_count; i++) {
-        rounds = QUIT_ROUNDS;
-        do {
-            rc = output_read(&p->vifs[i], CUT_BATCHES, true, &more);
-        } while (!rc && more && --rounds);
+        rc = output_read_all(&p->vifs[i], QUIT_ROUNDS);
         rounds = QUIT_ROUNDS;
         do {
             rc = rc ? rc : input_read(&p->vifs[i], CUT_BATCHES, true, &more);
@@ -928,8 +964,9 @@ static int control_read(struct proxy *p)
 /* Bits of proxy.ready, and what epoll hands back. */
 enum {
     READY_CONTROL, READY_TIMER, READY_CHANNEL,
-    READY_OUTPUT,            /* + vif */
-    READY_INPUT = READY_OUTPUT + REMUS_VIFS_MAX,
+    READY_INPUT,             /* + vif */
+    READY_OUTPUT = READY_INPUT + REMUS_VIFS_MAX,    /* + vif * CTL_OUTPUT_QUEUES + queue */
+    READY_END = READY_OUTPUT + REMUS_VIFS_MAX * CTL_OUTPUT_QUEUES,
 };
 
 static int epoll_set(struct proxy *p, int op, int fd, unsigned int bit, uint32_t events)
@@ -1020,7 +1057,7 @@ static int interest_set(struct proxy *p)
 /* Whether a descriptor was reported; that is then used up. */
 static bool ready_take(struct proxy *p, unsigned int bit)
 {
-    const uint32_t mask = 1u << bit;
+    const uint64_t mask = UINT64_C(1) << bit;
     const bool ready = p->ready & mask;
 
     p->ready &= ~mask;
@@ -1035,7 +1072,7 @@ static int proxy_round(struct proxy *p)
 {
     uint64_t expirations;
     bool more;
-    unsigned int i;
+    unsigned int i, k;
     int rc;
 
     p->now_us = clock_us();
@@ -1053,16 +1090,20 @@ static int proxy_round(struct proxy *p)
         if (channel_read(p->channel, channel_packet, p, CHANNEL_ROUND_FRAMES)) {
             channel_lost(p, channel_error(p->channel));
         }
-        p->ready |= channel_pending(p->channel) ? 1u << READY_CHANNEL : 0;
+        p->ready |= (uint64_t)channel_pending(p->channel) << READY_CHANNEL;
     }
     for (i = 0; i < p->vif_count; i++) {
-        if (ready_take(p, READY_OUTPUT + i)) {
-            rc = output_read(&p->vifs[i], ROUND_BATCHES, false, &more);
-            if (rc) {
-                proxy_log(p, 0, "%s: output queue: %s", p->vifs[i].name, strerror(-rc));
-                return rc;
+        for (k = 0; k < CTL_OUTPUT_QUEUES; k++) {
+            const unsigned int bit = READY_OUTPUT + i * CTL_OUTPUT_QUEUES + k;
+
+            if (ready_take(p, bit)) {
+                rc = output_read(&p->vifs[i].outputs[k], ROUND_BATCHES, false, &more);
+                if (rc) {
+                    proxy_log(p, 0, "%s: output queue: %s", p->vifs[i].name, strerror(-rc));
+                    return rc;
+                }
+                p->ready |= (uint64_t)more << bit;
             }
-            p->ready |= more ? 1u << (READY_OUTPUT + i) : 0;
         }
         if (ready_take(p, READY_INPUT + i) && input_may_flow(p)) {
             rc = input_read(&p->vifs[i], ROUND_BATCHES, false, &more);
@@ -1070,7 +1111,7 @@ static int proxy_round(struct proxy *p)
                 proxy_log(p, 0, "%s: input queue: %s", p->vifs[i].name, strerror(-rc));
                 return rc;
             }
-            p->ready |= more ? 1u << (READY_INPUT + i) : 0;
+            p->ready |= (uint64_t)more << (READY_INPUT + i);
         }
     }
     timers_run(p);
@@ -1095,15 +1136,15 @@ static int proxy_run(struct proxy *p)
 
     p->ready = 0;
     while (!rc && !p->quit) {
-        struct epoll_event events[READY_INPUT + REMUS_VIFS_MAX];
+        struct epoll_event events[READY_END];
         int i, n;
 
-        n = epoll_wait(p->epoll_fd, events, READY_INPUT + REMUS_VIFS_MAX, p->ready ? 0 : -1);
+        n = epoll_wait(p->epoll_fd, events, READY_END, p->ready ? 0 : -1);
         if (n < 0 && errno != EINTR) {
             return -errno;
         }
         for (i = 0; i < n; i++) {
-            p->ready |= 1u << events[i].data.u32;
+            p->ready |= UINT64_C(1) << events[i].data.u32;
         }
         rc = proxy_round(p);
     }
@@ -1131,9 +1172,7 @@ static uint32_t vif_mtu(const char *name)
 
 static int vif_open(struct proxy *p, struct vif *v, char *error, size_t error_bytes)
 {
-    const struct nfq_options output = {
-        .queue = v->output_queue, .maxlen = p->output_maxlen, .rcvbuf_bytes = p->output_rcvbuf,
-    };
+    struct nfq_options output = { .maxlen = p->output_maxlen, .rcvbuf_bytes = p->output_rcvbuf };
     const struct nfq_options input = {
         .queue = v->input_queue, .maxlen = INPUT_MAXLEN, .rcvbuf_bytes = INPUT_RCVBUF_BYTES,
     };
@@ -1158,7 +1197,11 @@ static int vif_open(struct proxy *p, struct vif *v, char *error, size_t error_by
         snprintf(error, error_bytes, "%s: comparison: %s", v->name, strerror(-rc));
         return rc;
     }
-    rc = nfq_open(&v->output, &output, error, error_bytes);
+    for (i = 0; !rc && i < CTL_OUTPUT_QUEUES; i++) {
+        v->outputs[i].vif = v;
+        output.queue = (uint16_t)(v->output_queue + i);
+        rc = nfq_open(&v->outputs[i].nfq, &output, error, error_bytes);
+    }
     if (!rc) {
         rc = nfq_open(&v->input, &input, error, error_bytes);
     }
@@ -1168,7 +1211,7 @@ static int vif_open(struct proxy *p, struct vif *v, char *error, size_t error_by
 static int proxy_open(struct proxy *p, char *error, size_t error_bytes)
 {
     const struct channel_options options = { .role = CHANNEL_PRIMARY, .vifs = p->vif_count };
-    unsigned int i;
+    unsigned int i, k;
     int rc;
 
     p->table_fd = nfq_table_open();
@@ -1202,7 +1245,10 @@ static int proxy_open(struct proxy *p, char *error, size_t error_bytes)
         rc = epoll_set(p, EPOLL_CTL_ADD, channel_fd(p->channel), READY_CHANNEL, EPOLLIN);
     }
     for (i = 0; !rc && i < p->vif_count; i++) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].output), READY_OUTPUT + i, EPOLLIN);
+        for (k = 0; !rc && k < CTL_OUTPUT_QUEUES; k++) {
+            rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].outputs[k].nfq),
+                           READY_OUTPUT + i * CTL_OUTPUT_QUEUES + k, EPOLLIN);
+        }
         if (!rc) {
             rc = epoll_set(p, EPOLL_CTL_ADD, nfq_fd(p->vifs[i].input), READY_INPUT + i, EPOLLIN);
         }
@@ -1238,15 +1284,17 @@ static int proxy_confine(struct proxy *p, char *error, size_t error_bytes)
 {
     const struct privdrop_options drop = { .capability_count = 0 };
     struct confinement c = { .error = error, .error_bytes = error_bytes };
-    struct nfq *queues[2 * REMUS_VIFS_MAX];
-    unsigned int i;
+    struct nfq *queues[REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1)];
+    unsigned int count = 0, i, k;
     int rc;
 
     for (i = 0; i < p->vif_count; i++) {
-        queues[2 * i] = p->vifs[i].output;
-        queues[2 * i + 1] = p->vifs[i].input;
+        for (k = 0; k < CTL_OUTPUT_QUEUES; k++) {
+            queues[count++] = p->vifs[i].outputs[k].nfq;
+        }
+        queues[count++] = p->vifs[i].input;
     }
-    rc = nfq_writer_start(queues, 2 * p->vif_count, writer_confine, &c, error, error_bytes);
+    rc = nfq_writer_start(queues, count, writer_confine, &c, error, error_bytes);
     return rc ? rc : remus_privdrop(&drop, error, error_bytes);
 }
 
@@ -1258,7 +1306,9 @@ static void proxy_close(struct proxy *p)
     for (i = 0; i < p->vif_count; i++) {
         struct vif *v = &p->vifs[i];
 
-        nfq_close(v->output);
+        for (k = 0; k < CTL_OUTPUT_QUEUES; k++) {
+            nfq_close(v->outputs[k].nfq);
+        }
         nfq_close(v->input);
         cmp_free(v->cmp);
         for (k = 0; v->slots && k < p->output_maxlen; k++) {
@@ -1290,8 +1340,8 @@ static void usage(FILE *to)
 "queues through those of the coordinator.\n"
 "\n"
 "  --domid N               the guest, for messages\n"
-"  --vif NAME:OUT:IN       a vif and the netfilter queues of its output and its input\n"
-"                          (up to %u times; the order is the order of the guest's vifs)\n"
+"  --vif NAME:OUT:IN       a vif, the first of its %u netfilter queues for output, and the\n"
+"                          one for input (up to %u times; in the order of the guest's vifs)\n"
 "  --epoch N               the epoch that runs (1)\n"
 "  --bypass WORDS          what the copy sends of this traffic is forgotten; the rules that\n"
 "                          pass the guest's own are the coordinator's (up to %u times)\n"
@@ -1304,7 +1354,7 @@ static void usage(FILE *to)
 "  --log-level N           0 errors and changes of state, 1 and checkpoints wanted (default),\n"
 "                          2 and every control message\n"
 "  --help                  this text\n",
-            REMUS_CTL_FD, REMUS_CHANNEL_FD, REMUS_VIFS_MAX, REMUS_BYPASS_MAX,
+            REMUS_CTL_FD, REMUS_CHANNEL_FD, CTL_OUTPUT_QUEUES, REMUS_VIFS_MAX, REMUS_BYPASS_MAX,
             OUTPUT_MAXLEN_DEFAULT, OUTPUT_RCVBUF_BYTES);
 }
 
@@ -1338,11 +1388,12 @@ static int parse_vif(struct proxy *p, const char *text)
         return -EINVAL;
     }
     *second++ = '\0';
-    if (parse_number(queues, 0, UINT16_MAX, &number)) {
+    if (parse_number(queues, 0, UINT16_MAX - CTL_OUTPUT_QUEUES + 1, &number)) {
         return -EINVAL;
     }
     v->output_queue = (uint16_t)number;
-    if (parse_number(second, 0, UINT16_MAX, &number) || number == v->output_queue) {
+    if (parse_number(second, 0, UINT16_MAX, &number) ||
+        (number >= v->output_queue && number < v->output_queue + CTL_OUTPUT_QUEUES)) {
         return -EINVAL;
     }
     v->input_queue = (uint16_t)number;

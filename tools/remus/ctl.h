@@ -19,6 +19,7 @@
 #define REMUS_CHANNEL_FD  4
 #define REMUS_VIFS_MAX    8u
 #define CTL_TEXT_MAX      512u
+#define CTL_OUTPUT_QUEUES 4u     /* netfilter queues for a vif's output, numbered in a row */
 #define CTL_CAUSES_MAX    16u
 
 enum ctl_type {

@@ -747,29 +747,36 @@ int nfq_table_open(void)
 
 int nfq_table_read(int fd, const struct nfq *q, struct nfq_table_entry *out)
 {
-    char text[8192];
-    const char *line = text;
-    ssize_t r = pread(fd, text, sizeof(text) - 1, 0);
+    char text[4096];
+    size_t used = 0;             /* of an incomplete line */
+    off_t at = 0;
 
-    if (r < 0) {
-        return -errno;
-    }
-    text[r] = '\0';
-    while (*line) {
-        unsigned int queue, port, held, mode, range, dropped, user_dropped;
-        const char *end = strchr(line, '\n');
+    for (;;) {
+        const char *line = text, *end;
+        ssize_t r = pread(fd, text + used, sizeof(text) - 1 - used, at);
 
-        if (sscanf(line, "%u %u %u %u %u %u %u", &queue, &port, &held, &mode, &range, &dropped,
-                   &user_dropped) == 7 && queue == q->queue) {
-            out->held = held;
-            out->dropped_full = dropped;
-            out->dropped_unread = user_dropped;
-            return 0;
+        if (r <= 0) {
+            return r < 0 ? -errno : -ENOENT;
         }
-        if (!end) {
-            break;
+        at += r;
+        used += (size_t)r;
+        text[used] = '\0';
+        while ((end = strchr(line, '\n'))) {
+            unsigned int queue, port, held, mode, range, dropped, user_dropped;
+
+            if (sscanf(line, "%u %u %u %u %u %u %u", &queue, &port, &held, &mode, &range,
+                       &dropped, &user_dropped) == 7 && queue == q->queue) {
+                out->held = held;
+                out->dropped_full = dropped;
+                out->dropped_unread = user_dropped;
+                return 0;
+            }
+            line = end + 1;
         }
-        line = end + 1;
+        used -= (size_t)(line - text);
+        if (used == sizeof(text) - 1) {
+            return -EBADMSG;
+        }
+        memmove(text, line, used);
     }
-    return -ENOENT;
 }

@@ -84,7 +84,7 @@ int nfq_flush(struct nfq *q);
  * ends with this process, and the queues with both.  0, or negative errno if there is none (error
  * says why).
  */
-#define NFQ_WRITER_QUEUES_MAX 16u
+#define NFQ_WRITER_QUEUES_MAX 64u
 int nfq_writer_start(struct nfq *const *queues, unsigned int count, int (*confine)(void *arg),
                      void *arg, char *error, size_t error_bytes);
 /* Wait until what was flushed, from any queue of the same writer, is in the kernel. */

@@ -17,29 +17,24 @@
 #define NFT_LOCK        "/run/remus-nft.lock"
 #define NFT_TABLE       "bridge remus"
 #define NFT_VIFS_MAX    4096u
+#define NFT_QUEUE_BASE  1024u    /* lower numbers are left to the host's own rules */
 #define NFT_SCRIPT_MAX  (4096u + REMUS_BYPASS_MAX * 2 * (2 * REMUS_BYPASS_TEXT_MAX + 96u))
 
 /*
- * The maps' values are declared with the type of `ct zone`, a host order integer of 16 bits, which
- * is what a queue number is: nftables 1.0.6 has no name for that type itself.
  * Output is caught before any other rule sees it, so that the comparison knows all that the guest
  * sent; input after all others, so that the copy gets exactly what the guest gets.
  */
 static const char nft_create[] =
     "create table " NFT_TABLE "\n"
-    "add map " NFT_TABLE " output { typeof iifname : ct zone; }\n"
-    "add map " NFT_TABLE " input { typeof oifname : ct zone; }\n"
-    "add map " NFT_TABLE " bypass_output { type ifname : verdict; }\n"
-    "add map " NFT_TABLE " bypass_input { type ifname : verdict; }\n"
+    "add map " NFT_TABLE " output { type ifname : verdict; }\n"
+    "add map " NFT_TABLE " input { type ifname : verdict; }\n"
     "add set " NFT_TABLE " fenced { type ifname; }\n"
     "add chain " NFT_TABLE " output { type filter hook prerouting priority -350; policy accept; }\n"
     "add chain " NFT_TABLE " input { type filter hook postrouting priority 350; policy accept; }\n"
     "add rule " NFT_TABLE " output iifname @fenced counter drop\n"
-    "add rule " NFT_TABLE " output iifname vmap @bypass_output\n"
-    "add rule " NFT_TABLE " output queue to iifname map @output\n"
+    "add rule " NFT_TABLE " output iifname vmap @output\n"
     "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
-    "add rule " NFT_TABLE " input oifname vmap @bypass_input\n"
-    "add rule " NFT_TABLE " input queue to oifname map @input\n";
+    "add rule " NFT_TABLE " input oifname vmap @input\n";
 
 static const char *const nft_sides[2] = { "output", "input" };
 
@@ -124,9 +119,9 @@ static struct remus_nft_vif *nft_find_or_add(struct nft *n, const char *name, si
     return vif;
 }
 
-enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED, NFT_BYPASS };
+enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED };
 
-/* Takes in `elements = { "vif1.0" : 100, "vif2.0" : 101 }`, or names alone for a set. */
+/* Takes in `elements = { "vif1.0" : goto output-100, ... }`, or names alone for a set. */
 static int nft_read_elements(struct nft *n, const char *text, enum nft_part part)
 {
     const char *at = strstr(text, "elements = {");
@@ -147,12 +142,10 @@ static int nft_read_elements(struct nft *n, const char *text, enum nft_part part
         at = quote + 1;
         if (part == NFT_FENCED) {
             vif->fenced = true;
-        } else if (part == NFT_BYPASS) {
-            vif->bypass = true;
         } else {
             unsigned int queue;
 
-            if (sscanf(at, " : %u", &queue) != 1 || queue > UINT16_MAX) {
+            if (sscanf(at, " : goto %*[a-z]-%u", &queue) != 1 || queue > UINT16_MAX) {
                 return -EBADMSG;
             }
             vif->steered = true;
@@ -172,7 +165,6 @@ static int nft_read(struct nft *n)
         [NFT_OUTPUT] = "list map " NFT_TABLE " output",
         [NFT_INPUT] = "list map " NFT_TABLE " input",
         [NFT_FENCED] = "list set " NFT_TABLE " fenced",
-        [NFT_BYPASS] = "list map " NFT_TABLE " bypass_output",
     };
     const char *text;
     size_t i;
@@ -259,33 +251,103 @@ static void script_forget(char *script, const struct remus_nft_vif *old)
     unsigned int i;
 
     for (i = 0; i < 2 && old && old->steered; i++) {
-        script_add(script, "delete element " NFT_TABLE " %s { \"%s\" }\n", nft_sides[i],
-                   old->name);
-    }
-    for (i = 0; i < 2 && old && old->bypass; i++) {
-        script_add(script, "delete element " NFT_TABLE " bypass_%s { \"%s\" }\n"
-                   "flush chain " NFT_TABLE " bypass-%s-%s\n"
-                   "delete chain " NFT_TABLE " bypass-%s-%s\n", nft_sides[i], old->name, old->name,
-                   nft_sides[i], old->name, nft_sides[i]);
+        const unsigned int queue = i ? old->input_queue : old->output_queue;
+
+        script_add(script, "delete element " NFT_TABLE " %s { \"%s\" }\n"
+                   "flush chain " NFT_TABLE " %s-%u\n"
+                   "delete chain " NFT_TABLE " %s-%u\n", nft_sides[i], old->name, nft_sides[i],
+                   queue, nft_sides[i], queue);
     }
 }
 
-static void script_bypass(char *script, const char *vif, const struct remus_bypass *bypass,
-                          unsigned int count)
+/* One direction of a vif: what passes, then count queues from the first on, among which the kernel
+ * spreads the pairs of addresses. */
+static void script_steer(char *script, const char *vif, unsigned int side, unsigned int queue,
+                         unsigned int queues, const struct remus_bypass *bypass,
+                         unsigned int count)
 {
-    unsigned int side, i;
     char rule[2 * REMUS_BYPASS_TEXT_MAX];
+    unsigned int i;
 
-    for (side = 0; side < 2; side++) {
-        script_add(script, "add chain " NFT_TABLE " bypass-%s-%s\n", vif, nft_sides[side]);
-        for (i = 0; i < count; i++) {
-            remus_bypass_rule(&bypass[i], side == 0, rule, sizeof(rule));
-            script_add(script, "add rule " NFT_TABLE " bypass-%s-%s %s counter accept\n", vif,
-                       nft_sides[side], rule);
-        }
-        script_add(script, "add element " NFT_TABLE " bypass_%s { \"%s\" : jump bypass-%s-%s }\n",
-                   nft_sides[side], vif, vif, nft_sides[side]);
+    script_add(script, "add chain " NFT_TABLE " %s-%u\n", nft_sides[side], queue);
+    for (i = 0; i < count; i++) {
+        remus_bypass_rule(&bypass[i], side == 0, rule, sizeof(rule));
+        script_add(script, "add rule " NFT_TABLE " %s-%u %s counter accept\n", nft_sides[side],
+                   queue, rule);
     }
+    script_add(script, "add rule " NFT_TABLE " %s-%u queue num %u", nft_sides[side], queue, queue);
+    script_add(script, queues > 1 ? "-%u\n" : "\n", queue + queues - 1);
+    script_add(script, "add element " NFT_TABLE " %s { \"%s\" : goto %s-%u }\n", nft_sides[side],
+               vif, nft_sides[side], queue);
+}
+
+static bool in_block(unsigned int number, unsigned int first, unsigned int count)
+{
+    return number >= first && number < first + count;
+}
+
+static bool block_in_rules(const struct nft *n, unsigned int first, unsigned int count)
+{
+    size_t i;
+
+    for (i = 0; i < n->count; i++) {
+        const struct remus_nft_vif *vif = &n->vifs[i];
+
+        if (vif->steered && (in_block(vif->output_queue, first, count) ||
+                             in_block(vif->input_queue, first, count))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool block_is_heard(FILE *table, unsigned int first, unsigned int count)
+{
+    unsigned int number;
+    char line[256];
+
+    if (!table) {
+        return false;            /* the file comes with the module: no queue yet */
+    }
+    rewind(table);
+    while (fgets(line, sizeof(line), table)) {
+        if (sscanf(line, "%u", &number) == 1 && in_block(number, first, count)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int remus_nft_free_queues(uint32_t domid, unsigned int count, uint16_t *first, char *error,
+                          size_t error_bytes)
+{
+    const unsigned int blocks = (UINT16_MAX + 1 - NFT_QUEUE_BASE) / count;
+    FILE *table = NULL;
+    unsigned int i;
+    struct nft n;
+    int rc;
+
+    rc = nft_begin(&n, NULL, error, error_bytes);
+    if (rc) {
+        goto out;
+    }
+    table = fopen("/proc/net/netfilter/nfnetlink_queue", "re");
+    for (i = 0; i < blocks; i++) {
+        const unsigned int block = NFT_QUEUE_BASE + (domid + i) % blocks * count;
+
+        if (!block_in_rules(&n, block, count) && !block_is_heard(table, block, count)) {
+            *first = (uint16_t)block;
+            goto out;
+        }
+    }
+    rc = nft_fail(&n, -ENOSPC, "netfilter queues", "all numbers are in use");
+
+out:
+    if (table) {
+        fclose(table);
+    }
+    nft_end(&n);
+    return rc;
 }
 
 int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_queue,
@@ -306,12 +368,8 @@ int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_que
         script_add(script, "%s", nft_create);
     }
     script_forget(script, old);
-    if (count) {
-        script_bypass(script, vif, bypass, count);
-    }
-    script_add(script, "add element " NFT_TABLE " output { \"%s\" : %u }\n"
-               "add element " NFT_TABLE " input { \"%s\" : %u }\n",
-               vif, output_queue, vif, input_queue);
+    script_steer(script, vif, 0, output_queue, CTL_OUTPUT_QUEUES, bypass, count);
+    script_steer(script, vif, 1, input_queue, 1, bypass, count);
     rc = nft_run(&n, script, vif);
 
 out:

@@ -2,12 +2,11 @@
  * nftrules.h: steering a vif's frames into netfilter queues, and fencing a vif.
  *
  *   table bridge remus
- *     prerouting,  first:  iifname in fenced: drop; pass what bypass_output[iifname] says;
- *                          else queue to output[iifname], if there is one
- *     postrouting, last:   the same with oifname, bypass_input and input
+ *     prerouting,  first:  iifname in fenced: drop; go where output[iifname] says
+ *     postrouting, last:   the same with oifname and input
  *
- * A vif with traffic that the operator declared unprotected has two chains of its own
- * (bypass-NAME-output, -input), to which the bypass maps jump.
+ * A protected vif has two chains of its own, output-QUEUE and input-QUEUE, named after their first
+ * queue: accept what the operator declared unprotected, queue the rest.
  *
  * One table for all guests of the host.  Base chains and their rules are made with it and never
  * changed: the kernel drops the frames of every queue when a base chain goes
@@ -26,12 +25,19 @@
 #include <stdint.h>
 
 #include "tools/remus/bypass.h"
+#include "tools/remus/ctl.h"
 
 #define REMUS_NFT_VIF_BYTES 16   /* IFNAMSIZ: name and NUL */
 
-/* From the return on, no frame of the vif passes without a verdict of these queues, but for what
- * the count entries of bypass match.  A vif that is known already moves to the new queues and list;
- * its fence, if any, stays. */
+/* *first: the lowest of `count` queue numbers in a row that neither a rule of ours nor a listener
+ * uses.  Blocks of `count` are looked at in turn, beginning with the one that domain domid would
+ * have if all were free, so that two coordinators at the same time do not choose the same. */
+int remus_nft_free_queues(uint32_t domid, unsigned int count, uint16_t *first, char *error,
+                          size_t error_bytes);
+
+/* From the return on, no frame of the vif passes without a verdict of these queues (for output
+ * CTL_OUTPUT_QUEUES of them, from output_queue on), but for what the count entries of bypass match.
+ * A vif that is known already moves to the new queues and list; its fence, if any, stays. */
 int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_queue,
                       const struct remus_bypass *bypass, unsigned int count, char *error,
                       size_t error_bytes);
@@ -47,8 +53,8 @@ struct remus_nft_vif {
     char name[REMUS_NFT_VIF_BYTES];
     bool steered;            /* queues below are valid */
     bool fenced;
-    bool bypass;             /* it has chains of unprotected traffic */
-    uint16_t output_queue, input_queue;
+    uint16_t output_queue;   /* the first of CTL_OUTPUT_QUEUES */
+    uint16_t input_queue;
 };
 /* Everything in the table, up to max entries; *count: how many there are.  For cleaning up after a
  * coordinator that died. */

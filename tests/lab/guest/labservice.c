@@ -40,19 +40,22 @@ struct conn {
     bool ended; /* the peer sent its end of stream */
     bool kept; /* the HTTP request under way leaves its connection open */
     bool closing; /* close once everything is written */
+    bool calling; /* opened by us: LAB_PORT_CALL */
     size_t in_bytes;
     size_t out_bytes;
-    uint64_t count; /* counter value, or bytes received by the sink */
+    uint64_t count; /* counter value, bytes received by the sink, or number sent last by a call */
     uint64_t sum;
     uint64_t offset; /* of the source's next byte */
     uint64_t remaining; /* bytes that the source still has to send */
+    uint64_t rounds; /* of a call: numbers on each connection, 0 for no end */
+    struct sockaddr_in6 callee;
     char in[LAB_LINE_MAX];
     uint8_t out[CHUNK_BYTES];
 };
 
 static const int tcp_ports[] = {
     LAB_PORT_COUNTER, LAB_PORT_SOURCE, LAB_PORT_SINK,  LAB_PORT_HTTP,
-    LAB_PORT_DIVERGE, LAB_PORT_DIRTY,  LAB_PORT_POWER,
+    LAB_PORT_DIVERGE, LAB_PORT_DIRTY,  LAB_PORT_POWER, LAB_PORT_CALL,
 };
 static const int udp_ports[] = { LAB_PORT_ECHO, LAB_PORT_DIVERGE };
 
@@ -237,6 +240,85 @@ static void write_pages(void)
     }
 }
 
+static struct conn *new_conn(int fd, int port)
+{
+    int one = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    for (int i = 0; i < CONNS_MAX; i++) {
+        if (conns[i])
+            continue;
+        conns[i] = calloc(1, sizeof(*conns[i]));
+        if (!conns[i])
+            break;
+        conns[i]->fd = fd;
+        conns[i]->port = port;
+        conns[i]->sum = LAB_SUM_START;
+        return conns[i];
+    }
+    close(fd);
+    return NULL;
+}
+
+static void send_number(struct conn *c)
+{
+    char text[32];
+
+    snprintf(text, sizeof(text), "%" PRIu64 "\n", c->count);
+    answer(c, text);
+}
+
+static bool call(const struct sockaddr_in6 *callee, uint64_t rounds, uint64_t number)
+{
+    struct conn *c;
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return false;
+    if (connect(fd, (const struct sockaddr *)callee, sizeof(*callee)) < 0 && errno != EINPROGRESS) {
+        close(fd);
+        return false;
+    }
+    c = new_conn(fd, LAB_PORT_CALL);
+    if (!c)
+        return false;
+    c->calling = true;
+    c->callee = *callee;
+    c->rounds = rounds;
+    c->count = number;
+    send_number(c);
+    return true;
+}
+
+static void called_back(struct conn *c, const char *line)
+{
+    if (strtoull(line, NULL, 10) != c->count) {
+        c->closing = true;
+    } else if (c->rounds && c->count % c->rounds == 0) {
+        c->closing = true;
+        call(&c->callee, c->rounds, c->count + 1);
+    } else {
+        c->count++;
+        send_number(c);
+    }
+}
+
+static void start_call(struct conn *c, const char *line)
+{
+    struct sockaddr_in6 peer;
+    socklen_t bytes = sizeof(peer);
+    uint64_t rounds;
+    uint16_t port;
+
+    if (sscanf(line, "call %" SCNu16 " %" SCNu64, &port, &rounds) != 2 ||
+        getpeername(c->fd, (struct sockaddr *)&peer, &bytes) < 0) {
+        answer(c, "error\n");
+        return;
+    }
+    peer.sin6_port = htons(port);
+    answer(c, call(&peer, rounds, 1) ? "ok\n" : "error\n");
+}
+
 static void handle_line(struct conn *c, const char *line)
 {
     char text[LAB_LINE_MAX + 64];
@@ -277,6 +359,12 @@ static void handle_line(struct conn *c, const char *line)
     case LAB_PORT_POWER:
         power(c, line);
         return;
+    case LAB_PORT_CALL:
+        if (c->calling)
+            called_back(c, line);
+        else
+            start_call(c, line);
+        return;
     }
 }
 
@@ -309,24 +397,10 @@ static void close_conn(int i)
 
 static void accept_conn(int listener, int port)
 {
-    int one = 1;
     int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
-    if (fd < 0)
-        return;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    for (int i = 0; i < CONNS_MAX; i++) {
-        if (conns[i])
-            continue;
-        conns[i] = calloc(1, sizeof(*conns[i]));
-        if (!conns[i])
-            break;
-        conns[i]->fd = fd;
-        conns[i]->port = port;
-        conns[i]->sum = LAB_SUM_START;
-        return;
-    }
-    close(fd);
+    if (fd >= 0)
+        new_conn(fd, port);
 }
 
 /* Returns false when the connection is broken. */

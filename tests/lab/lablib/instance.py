@@ -232,6 +232,17 @@ class Lab:
         self.in_thread(work)
         return result[0]
 
+    def client_listen(self):
+        """A listening TCP socket in the client's namespace, on a port of its own."""
+        result = []
+
+        def work():
+            common.enter_netns(self.netns)
+            result.append(socket.create_server(("", 0)))
+
+        self.in_thread(work)
+        return result[0]
+
     def client_udp(self, family=socket.AF_INET):
         result = []
 

@@ -50,7 +50,7 @@ ANSWER_TIMEOUT_S = 20
 class Driver:
     def __init__(self, domid, vif, proxyd, nft, options):
         self.domid, self.nft, self.epoch = domid, nft, 1
-        self.vif, self.out_queue, self.in_queue = (vif.split(":") + ["100", "101"])[:3]
+        self.vif, self.out_queue, self.in_queue = (vif.split(":") + ["100", "104"])[:3]
         self.mode, self.late_s, self.auto, self.reading = "equal", 0.0, False, True
         self.next_id, self.delayed = 1, collections.deque()
         self.asked, self.lost, self.failed = [], None, None
