@@ -567,6 +567,9 @@ def main(argv, default_file=None):
         return run_jobs(options.jobs, words)
     if options.share or options.alone:
         tests = [t for t in tests if getattr(t[1], "alone", False) == options.alone]
+        if not tests:
+            print("0 passed, 0 failed (0 s)")
+            return 0
     lab = TestLab()
     was_up = bool(lab.hosts())
     started = time.monotonic()
