@@ -226,7 +226,7 @@ help:
 	@echo 'make check-fast    both compilers, unit tests with sanitizers, simulator, fuzz, style'
 	@echo 'make unit          build the unit tests ($(O)/tests/unit/)'
 	@echo 'make fuzz          each fuzz target for FUZZ_LONG_SECONDS ($(FUZZ_LONG_SECONDS))'
-	@echo 'make check-rest    lab tests that are not part of check yet'
+	@echo 'make check-rest    lab tests that check leaves out (tests/lab/not-in-check.txt)'
 	@echo 'make bench         figures against the distribution'"'"'s xl remus, in the lab'
 	@echo 'make soak          long run in the lab'
 	@echo 'make deps          apt-get install what is missing'

@@ -19,7 +19,7 @@ INSTALL = True
 
 def hundred_checkpoints(lab, vcpus):
     guest = lab.guest("a", vcpus=vcpus)
-    session = colo.Session(lab, guest, interval_ms=300)
+    session = colo.Session(lab, guest, interval_ms=100)
     session.wait_protected()
     client = lab.client(guest, long=100, short=700, udp=300, ping=400)
     guest.dirty(200)

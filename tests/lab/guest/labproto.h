@@ -12,10 +12,10 @@
  * 7006   TCP       "dirty <N> [<M>]\n"  "ok\n": from now on N pages a second are written, in turn
  *                                       among M (default 4096); 0 stops it
  * 7007   TCP       "poweroff\n" "reboot\n" "crash\n"   "ok\n", then it happens
- * 7008   TCP       "call <PORT> <N>\n"  "ok\n": the guest connects to PORT of whoever said so and sends
- *                                       "1\n"; for each number that it gets back it sends the next.
- *                                       After N of them it connects anew and counts on (0: never).
- *                                       Another answer, or a broken connection, ends it
+ * 7008   TCP       "call <PORT> <N>\n"  "ok\n": the guest connects to PORT of whoever said so and
+ *                                       sends "1\n"; for each number that it gets back it sends the
+ *                                       next.  After N of them it connects anew and counts on (0:
+ *                                       never).  Another answer, or a broken connection, ends it
  */
 #ifndef LABPROTO_H
 #define LABPROTO_H
