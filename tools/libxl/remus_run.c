@@ -22,6 +22,7 @@
 #include "tools/libxl/remus_run.h"
 
 #define PERIOD_MS       100u
+#define STATS_PERIODS   5u          /* the daemon is asked in every fifth */
 #define STATUS_US       500000u
 #define PUBLISH_US      1000000u
 #define READY_MS        10000
@@ -226,7 +227,7 @@ static void on_period(uv_timer_t *timer)
     }
     if (r->finished)
         return;
-    if (r->daemon.fd >= 0)
+    if (r->daemon.fd >= 0 && r->periods++ % STATS_PERIODS == 0)
         ctl_say(r->daemon.fd, CTL_STATS_GET, 0, 0, NULL);
     if (r->ops->periodic)
         r->ops->periodic(r);

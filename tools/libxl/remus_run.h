@@ -81,6 +81,7 @@ struct remus_run {
     uint64_t peer_sent_us;          /* newest heartbeat, to be echoed */
     uint64_t channel_lost_us;       /* when the daemon reported the end of the packet channel */
     bool channel_lost_told;
+    unsigned int periods;
 
     struct remus_status status;
     uint64_t status_us;

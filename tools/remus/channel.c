@@ -496,6 +496,10 @@ int channel_read(struct channel *ch, channel_packet_fn *fn, void *arg, unsigned 
                                 "packet channel: closed by the other host");
         }
         ch->in_end += (size_t)r;
+        if ((size_t)r < room) {
+            /* The socket was empty then; if it is not any more, poll will say so. */
+            return channel_deliver(ch, fn, arg, (unsigned int)(end_frames - ch->stats.in_frames));
+        }
     }
 }
 

@@ -166,6 +166,8 @@ struct proxy {
     unsigned int bypass_count;
 
     struct vif vifs[REMUS_VIFS_MAX];
+    struct nfq *queues[REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1)];     /* of all vifs */
+    unsigned int queue_count;
     struct channel *channel; /* NULL: none was given, or lost */
     int epoll_fd, timer_fd, table_fd;
 
@@ -731,8 +733,8 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
  * */
 static int proxy_flush(struct proxy *p)
 {
-    unsigned int i, k;
-    int rc = 0;
+    unsigned int i;
+    int rc;
 
     for (i = 0; i < p->vif_count; i++) {
         matched_flush(&p->vifs[i]);
@@ -740,18 +742,8 @@ static int proxy_flush(struct proxy *p)
     if (p->channel && channel_flush(p->channel)) {
         channel_lost(p, channel_error(p->channel));
     }
-    for (i = 0; i < p->vif_count; i++) {
-        for (k = 0; !rc && k < CTL_OUTPUT_QUEUES; k++) {
-            rc = nfq_flush(p->vifs[i].outputs[k].nfq);
-        }
-        if (!rc) {
-            rc = nfq_flush(p->vifs[i].input);
-        }
-        if (rc) {
-            return rc;
-        }
-    }
-    return p->error;
+    rc = nfq_flush(p->queues, p->queue_count);
+    return rc ? rc : p->error;
 }
 
 /* The same, and all verdicts are in the kernel when this returns: what an answer promises. */
@@ -1220,6 +1212,10 @@ static int proxy_open(struct proxy *p, char *error, size_t error_bytes)
         if (rc) {
             return rc;
         }
+        for (k = 0; k < CTL_OUTPUT_QUEUES; k++) {
+            p->queues[p->queue_count++] = p->vifs[i].outputs[k].nfq;
+        }
+        p->queues[p->queue_count++] = p->vifs[i].input;
     }
     if (p->table_fd < 0) {
         p->table_fd = nfq_table_open();      /* the file comes with the module */
@@ -1284,17 +1280,7 @@ static int proxy_confine(struct proxy *p, char *error, size_t error_bytes)
 {
     const struct privdrop_options drop = { .capability_count = 0 };
     struct confinement c = { .error = error, .error_bytes = error_bytes };
-    struct nfq *queues[REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1)];
-    unsigned int count = 0, i, k;
-    int rc;
-
-    for (i = 0; i < p->vif_count; i++) {
-        for (k = 0; k < CTL_OUTPUT_QUEUES; k++) {
-            queues[count++] = p->vifs[i].outputs[k].nfq;
-        }
-        queues[count++] = p->vifs[i].input;
-    }
-    rc = nfq_writer_start(queues, count, writer_confine, &c, error, error_bytes);
+    int rc = nfq_writer_start(p->queues, p->queue_count, writer_confine, &c, error, error_bytes);
     return rc ? rc : remus_privdrop(&drop, error, error_bytes);
 }
 

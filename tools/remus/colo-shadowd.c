@@ -38,7 +38,6 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <net/if.h>
-#include <poll.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -1521,20 +1520,20 @@ static void on_signal(int number)
     terminated = number;
 }
 
+/*
+ * The device is readable.  Which port rang does not matter: every ring is looked at in this round.
+ * Unmask first, so that what comes later rings again.  All that have rung in one call each way:
+ * libxenevtchn takes one at a time, and has to be asked whether there is another.
+ */
 static void events_work(struct shadowd *s)
 {
-    struct pollfd fd = { .fd = xenevtchn_fd(s->xce), .events = POLLIN };
-    uint32_t i;
-    int port;
+    evtchn_port_t ports[2 * REMUS_VIFS_MAX];
+    const int fd = xenevtchn_fd(s->xce);
+    ssize_t r = read(fd, ports, sizeof(ports));
 
-    /* Which port rang does not matter: every ring is looked at in this round.  Unmask first, so
-     * that what comes later rings again. */
-    for (i = 0; i < 2 * REMUS_VIFS_MAX && poll(&fd, 1, 0) == 1; i++) {
-        port = xenevtchn_pending(s->xce);
-        if (port < 0) {
-            return;
-        }
-        xenevtchn_unmask(s->xce, (evtchn_port_t)port);
+    if (r > 0 && write(fd, ports, (size_t)r) != r && may_say(s)) {
+        say(LOG_WARNING, "domain %u: event channels cannot be unmasked: %s", s->domid,
+            strerror(errno));
     }
 }
 

@@ -25,6 +25,9 @@
 #define NFQ_TYPE(msg)        ((NFNL_SUBSYS_QUEUE << 8) | (msg))
 #define NFQ_OUT_BYTES        (64u << 10)    /* verdicts of one sendmsg */
 #define NFQ_SNDBUF_BYTES     (512u << 10)
+#define NFQ_PACKET_SECTIONS  16u
+#define NFQ_PACKET_BYTES     (2 * NFQ_OUT_BYTES)    /* to the writer */
+#define NFQ_WRITER_SYNC      UINT32_MAX     /* instead of a queue's number: answer with one byte */
 #define NFQ_MANGLED_MAX      (16u << 10)    /* L3 bytes: a jumbo frame */
 #define NFQ_VLAN_BYTES       4u
 #define NFQ_BIND_RETRIES     100u
@@ -440,28 +443,77 @@ int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, b
     return 0;
 }
 
-int nfq_flush(struct nfq *q)
-{
-    struct iovec iov[2] = {
-        { .iov_base = &q->writer_index, .iov_len = sizeof(q->writer_index) },
-        { .iov_base = q->out, .iov_len = q->out_used },
-    };
-    struct msghdr mh = { .msg_iov = iov, .msg_iovlen = 2 };
-    ssize_t r;
+/* To the writer: verdicts of several queues in one packet, each behind one of these. */
+struct section {
+    uint32_t index;              /* of the queue, or NFQ_WRITER_SYNC */
+    uint32_t bytes;
+};
 
-    if (!q->out_used) {
-        return 0;
+struct packet_out {
+    struct section heads[NFQ_PACKET_SECTIONS];
+    struct iovec iov[2 * NFQ_PACKET_SECTIONS];
+    unsigned int count;
+    size_t bytes;
+};
+
+static int packet_out_send(struct packet_out *p, int fd)
+{
+    const struct msghdr mh = { .msg_iov = p->iov, .msg_iovlen = 2 * (size_t)p->count };
+    ssize_t r = 0;
+
+    if (p->count) {
+        do {
+            r = sendmsg(fd, &mh, MSG_NOSIGNAL);
+        } while (r < 0 && errno == EINTR);
     }
-    /* Netlink takes a datagram whole and works through it before it returns: nothing is left over,
-     * and the frames have been passed on when this is back.  With a writer that is so after
-     * nfq_sync. */
-    do {
-        r = q->writer_fd < 0 ? send(q->fd, q->out, q->out_used, 0) :
-                               sendmsg(q->writer_fd, &mh, MSG_NOSIGNAL);
-    } while (r < 0 && errno == EINTR);
-    q->out_used = 0;
-    q->stats.verdict_sends++;
-    return r >= 0 ? 0 : q->writer_fd < 0 ? -errno : -EIO;
+    p->count = 0;
+    p->bytes = 0;
+    return r < 0 ? -EIO : 0;
+}
+
+static void packet_out_add(struct packet_out *p, uint32_t index, uint8_t *data, size_t bytes)
+{
+    struct section *head = &p->heads[p->count];
+
+    *head = (struct section){ .index = index, .bytes = (uint32_t)bytes };
+    p->iov[2 * p->count] = (struct iovec){ .iov_base = head, .iov_len = sizeof(*head) };
+    p->iov[2 * p->count + 1] = (struct iovec){ .iov_base = data, .iov_len = bytes };
+    p->count++;
+    p->bytes += sizeof(*head) + bytes;
+}
+
+/* Netlink takes a datagram whole and works through it before it returns: nothing is left over,
+ * and the frames have been passed on when this is back.  With a writer that is so after
+ * nfq_sync. */
+int nfq_flush(struct nfq *const *queues, unsigned int count)
+{
+    struct packet_out packet = { .count = 0 };
+    int writer_fd = -1, rc = 0;
+    unsigned int i;
+
+    for (i = 0; !rc && i < count; i++) {
+        struct nfq *q = queues[i];
+        const size_t bytes = q->out_used;
+
+        if (!bytes) {
+            continue;
+        }
+        q->out_used = 0;
+        q->stats.verdict_sends++;
+        if (q->writer_fd < 0) {
+            do {
+                rc = send(q->fd, q->out, bytes, 0) < 0 ? -errno : 0;
+            } while (rc == -EINTR);
+            continue;
+        }
+        writer_fd = q->writer_fd;
+        if (packet.count == NFQ_PACKET_SECTIONS ||
+            packet.bytes + sizeof(struct section) + bytes > NFQ_PACKET_BYTES) {
+            rc = packet_out_send(&packet, writer_fd);
+        }
+        packet_out_add(&packet, q->writer_index, q->out, bytes);
+    }
+    return rc ? rc : packet_out_send(&packet, writer_fd);
 }
 
 int nfq_verdict(struct nfq *q, uint32_t packet_id, bool accept)
@@ -472,7 +524,7 @@ int nfq_verdict(struct nfq *q, uint32_t packet_id, bool accept)
     int rc = 0;
 
     if (q->out_used + q->verdict_bytes > NFQ_OUT_BYTES) {
-        rc = nfq_flush(q);
+        rc = nfq_flush(&q, 1);
     }
     memcpy(q->out + q->out_used, nlmsg_hdr(q->verdict), q->verdict_bytes);
     memcpy(q->out + q->out_used + q->verdict_offset, &verdict, sizeof(verdict));
@@ -494,7 +546,7 @@ int nfq_verdict_mangled(struct nfq *q, uint32_t packet_id, const uint8_t *l3, ui
         return -EMSGSIZE;
     }
     if (q->out_used + room > NFQ_OUT_BYTES) {
-        rc = nfq_flush(q);
+        rc = nfq_flush(&q, 1);
     }
     memcpy(nlh, nlmsg_hdr(q->verdict), nlmsg_hdr(q->verdict)->nlmsg_len);
     memcpy((uint8_t *)nlh + q->verdict_offset, &verdict, sizeof(verdict));
@@ -509,7 +561,6 @@ int nfq_verdict_mangled(struct nfq *q, uint32_t packet_id, const uint8_t *l3, ui
 
 /* ---- The writer ------------------------------------------------------------------------------ */
 
-#define NFQ_WRITER_SYNC      UINT32_MAX      /* instead of a queue's number: answer with one byte */
 #define NFQ_WRITER_SYNC_MS   5000
 
 /* Attributes of a verdict: accept or drop, perhaps with a payload.  Not marks, not conntrack, not
@@ -578,41 +629,57 @@ bool nfq_verdicts_only(const uint8_t *messages, size_t bytes, uint16_t queue)
     return true;
 }
 
+/* Sends on what a packet holds, section by section, up to the first that is not allowed. */
+static int writer_packet(int fd, struct nfq *const *queues, unsigned int count,
+                         const uint8_t *packet, size_t bytes)
+{
+    int rc = 0;
+
+    while (!rc && bytes) {
+        struct section head;
+
+        if (bytes < sizeof(head)) {
+            return -EPROTO;
+        }
+        memcpy(&head, packet, sizeof(head));
+        packet += sizeof(head);
+        bytes -= sizeof(head);
+        if (head.bytes > bytes) {
+            return -EPROTO;
+        }
+        if (head.index == NFQ_WRITER_SYNC && !head.bytes) {
+            rc = send(fd, "s", 1, MSG_NOSIGNAL) < 0 ? -errno : 0;
+        } else if (head.index >= count ||
+                   !nfq_verdicts_only(packet, head.bytes, queues[head.index]->queue)) {
+            return -EPROTO;
+        } else {
+            do {
+                rc = send(queues[head.index]->fd, packet, head.bytes, 0) < 0 ? -errno : 0;
+            } while (rc == -EINTR);
+        }
+        packet += head.bytes;
+        bytes -= head.bytes;
+    }
+    return rc;
+}
+
 /* Ends by returning: 0 when the other side is gone. */
 static int writer_run(int fd, struct nfq *const *queues, unsigned int count)
 {
-    const size_t room = sizeof(uint32_t) + NFQ_OUT_BYTES;
-    uint8_t *packet = malloc(room);
+    uint8_t *packet = malloc(NFQ_PACKET_BYTES);
     int rc = packet ? 0 : -ENOMEM;
 
     while (!rc) {
-        const uint8_t *verdicts = packet + sizeof(uint32_t);
-        uint32_t index;
-        ssize_t r;
+        ssize_t r = recv(fd, packet, NFQ_PACKET_BYTES, MSG_TRUNC);
 
-        r = recv(fd, packet, room, MSG_TRUNC);
         if (r == 0 || (r < 0 && errno == ECONNRESET)) {
             break;
         }
         if (r < 0) {
             rc = errno == EINTR ? 0 : -errno;
-            continue;
-        }
-        if ((size_t)r < sizeof(index) || (size_t)r > room) {
-            rc = -EPROTO;
-            break;
-        }
-        memcpy(&index, packet, sizeof(index));
-        r -= (ssize_t)sizeof(index);
-        if (index == NFQ_WRITER_SYNC) {
-            rc = send(fd, "s", 1, MSG_NOSIGNAL) < 0 ? -errno : 0;
-        } else if (index >= count ||
-                   !nfq_verdicts_only(verdicts, (size_t)r, queues[index]->queue)) {
-            rc = -EPROTO;
         } else {
-            do {
-                rc = send(queues[index]->fd, verdicts, (size_t)r, 0) < 0 ? -errno : 0;
-            } while (rc == -EINTR);
+            rc = (size_t)r > NFQ_PACKET_BYTES ? -EPROTO :
+                 writer_packet(fd, queues, count, packet, (size_t)r);
         }
     }
     free(packet);
@@ -711,13 +778,15 @@ out:
 
 int nfq_sync(struct nfq *q)
 {
-    const uint32_t sync = NFQ_WRITER_SYNC;
+    struct packet_out packet = { .count = 0 };
+    int rc;
 
     if (q->writer_fd < 0) {
         return 0;
     }
-    return send(q->writer_fd, &sync, sizeof(sync), MSG_NOSIGNAL) < 0 ? -EIO :
-           writer_wait(q->writer_fd);
+    packet_out_add(&packet, NFQ_WRITER_SYNC, NULL, 0);
+    rc = packet_out_send(&packet, q->writer_fd);
+    return rc ? rc : writer_wait(q->writer_fd);
 }
 
 int nfq_backlog(const struct nfq *q, uint32_t *bytes, uint32_t *limit)

@@ -72,11 +72,12 @@ int nfq_fd(const struct nfq *q);
 int nfq_recv(struct nfq *q, nfq_frame_fn *fn, void *arg, unsigned int batches, bool exact,
              bool *more);
 
-/* Verdicts are collected; nfq_flush sends them.  A full batch is sent at once. */
+/* Verdicts are collected; nfq_flush sends those of several queues, which have one writer or none.
+ * A full batch is sent at once. */
 int nfq_verdict(struct nfq *q, uint32_t packet_id, bool accept);
 /* Accept, with l3 in the place of the frame's bytes from l3_offset on; same length. */
 int nfq_verdict_mangled(struct nfq *q, uint32_t packet_id, const uint8_t *l3, uint32_t l3_bytes);
-int nfq_flush(struct nfq *q);
+int nfq_flush(struct nfq *const *queues, unsigned int count);
 
 /*
  * From now on the verdicts of these queues go through a writer.  confine(arg) runs in the new
