@@ -1,0 +1,63 @@
+/*
+ * blkmap.h: which sectors of a disk have a newer copy in a store, and where it is.
+ *
+ * A pure index: it holds no data and makes no I/O.  The store is an array of slots of one block (8
+ * sectors) each; a place in it is counted in sectors.  What a range of the disk looks like is told
+ * in pieces, each of which lies in one run both on the disk and in the store.
+ *
+ * Memory: 16 bytes for each block that is in the map, at least half full; nothing is allocated for
+ * a request but by doubling.
+ */
+#ifndef REMUS_BLKMAP_H
+#define REMUS_BLKMAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define BLKMAP_SECTORS   8u          /* of a block */
+#define BLKMAP_SLOTS_MAX (1u << 28)  /* a store of 1 TiB */
+
+struct blkmap;
+
+struct blkmap_piece {
+    uint64_t sector;                 /* on the disk */
+    uint32_t sectors;
+    bool there;                      /* in the store; otherwise the disk has it */
+    uint64_t place;                  /* in the store, in sectors */
+};
+
+/* slots_max: how large the store may become, up to BLKMAP_SLOTS_MAX.  0; -EINVAL; -ENOMEM. */
+int blkmap_new(struct blkmap **out, uint32_t slots_max);
+void blkmap_free(struct blkmap *m);
+/* Nothing is in the map any more. */
+void blkmap_clear(struct blkmap *m);
+
+/*
+ * The range is about to be written into the store: from now on it is there.  0, and blkmap_get()
+ * tells where.  -ENOSPC: more than slots_max; -ENOMEM; nothing has changed then.
+ * sector + sectors must not overflow.
+ */
+int blkmap_put(struct blkmap *m, uint64_t sector, uint32_t sectors);
+
+/* The range as pieces in order, no two of which could be one.  Returns how many were filled; with
+ * more than max, they cover the beginning only. */
+uint32_t blkmap_get(const struct blkmap *m, uint64_t sector, uint32_t sectors,
+                    struct blkmap_piece *pieces, uint32_t max);
+
+/* The disk has the range now. */
+void blkmap_drop(struct blkmap *m, uint64_t sector, uint32_t sectors);
+
+/* Slots in use, and one more than the highest slot ever used since the last clear. */
+uint32_t blkmap_count(const struct blkmap *m);
+uint32_t blkmap_slots(const struct blkmap *m);
+
+/* Every block in the map, in no order: begin with *cursor 0; false: no more.  The map must not be
+ * changed in between.  present: bit i is the block's sector i. */
+struct blkmap_block {
+    uint64_t sector, place;
+    uint8_t present;
+};
+bool blkmap_next(const struct blkmap *m, uint32_t *cursor, struct blkmap_block *block);
+
+#endif /* REMUS_BLKMAP_H */
