@@ -9,23 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/fuzz/script.h"
 #include "tools/remus/blkring.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-struct script {
-    const uint8_t *at, *end;
-};
-
-static uint32_t next(struct script *s, unsigned int bytes)
-{
-    uint32_t value = 0;
-
-    while (bytes--) {
-        value = value << 8 | (s->at < s->end ? *s->at++ : 0);
-    }
-    return value;
-}
 
 static void must(bool holds)
 {

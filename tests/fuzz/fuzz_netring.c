@@ -8,6 +8,7 @@
  */
 #include <stdlib.h>
 
+#include "tests/fuzz/script.h"
 #include "tools/remus/netring.h"
 #include "tools/remus/packet.h"
 #include "tools/remus/rewrite.h"
@@ -15,20 +16,6 @@
 #define DOMID 3u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-struct script {
-    const uint8_t *at, *end;
-};
-
-static uint32_t next(struct script *s, unsigned int bytes)
-{
-    uint32_t value = 0;
-
-    while (bytes--) {
-        value = value << 8 | (s->at < s->end ? *s->at++ : 0);
-    }
-    return value;
-}
 
 static union { netif_tx_sring_t ring; uint8_t bytes[NETRING_PAGE]; } tx_page;
 static union { netif_rx_sring_t ring; uint8_t bytes[NETRING_PAGE]; } rx_page;

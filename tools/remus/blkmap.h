@@ -5,8 +5,8 @@
  * sectors) each; a place in it is counted in sectors.  What a range of the disk looks like is told
  * in pieces, each of which lies in one run both on the disk and in the store.
  *
- * Memory: 16 bytes for each block that is in the map, at least half full; nothing is allocated for
- * a request but by doubling.
+ * Memory: entries of 16 bytes, at most two thirds of them in use; they are only ever doubled, when
+ * a request needs more.
  */
 #ifndef REMUS_BLKMAP_H
 #define REMUS_BLKMAP_H

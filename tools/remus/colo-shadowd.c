@@ -1523,7 +1523,8 @@ static void on_signal(int number)
 /*
  * The device is readable.  Which port rang does not matter: every ring is looked at in this round.
  * Unmask first, so that what comes later rings again.  All that have rung in one call each way:
- * libxenevtchn takes one at a time, and has to be asked whether there is another.
+ * libxenevtchn takes one at a time, and has to be asked whether there is another.  The descriptor
+ * does not block: what poll told of may be gone.
  */
 static void events_work(struct shadowd *s)
 {
@@ -1730,10 +1731,11 @@ static int setup(struct shadowd *s, char *error, size_t size)
     s->xgt = xengnttab_open(NULL, 0);
     s->xce = xenevtchn_open(NULL, 0);
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!s->xgt || !s->xce || s->epoll < 0) {
+    if (!s->xgt || !s->xce || s->epoll < 0 ||
+        fcntl(xenevtchn_fd(s->xce), F_SETFL, O_RDWR | O_NONBLOCK) < 0) {
         rc = -errno;
         snprintf(error, size, "%s: %s", !s->xgt ? "/dev/xen/gntdev" : !s->xce ? "/dev/xen/evtchn" :
-                 "epoll", strerror(-rc));
+                 s->epoll < 0 ? "epoll" : "event channels", strerror(-rc));
         return rc;
     }
     event.data.u64 = REMUS_CTL_FD;
