@@ -13,7 +13,7 @@ MAKEFLAGS += --no-builtin-rules
 
 MAINS_libxc := tools/libxc/save-helper.c tools/libxc/sr-tool.c
 MAINS_libxl := tools/libxl/guest-helper.c
-MAINS_remus := tools/remus/colo-proxyd.c tools/remus/colo-shadowd.c
+MAINS_remus := tools/remus/colo-blkd.c tools/remus/colo-proxyd.c tools/remus/colo-shadowd.c
 SRC_libxc   := $(filter-out $(MAINS_libxc),$(sort $(wildcard tools/libxc/*.c)))
 SRC_libxl   := $(filter-out $(MAINS_libxl),$(sort $(wildcard tools/libxl/*.c)))
 SRC_remus   := $(filter-out $(MAINS_remus),$(sort $(wildcard tools/remus/*.c)))
@@ -22,16 +22,20 @@ LIBS        := xl libxl remus libxc
 LIB_SOURCES := $(foreach l,$(LIBS),$(SRC_$(l)))
 
 MAIN_xl                := tools/xl/main.c
+MAIN_colo-blkd         := tools/remus/colo-blkd.c
 MAIN_colo-proxyd       := tools/remus/colo-proxyd.c
 MAIN_colo-shadowd      := tools/remus/colo-shadowd.c
 MAIN_remus-guest       := tools/libxl/guest-helper.c
 MAIN_remus-save-helper := tools/libxc/save-helper.c
 MAIN_remus-sr          := tools/libxc/sr-tool.c
-PROGRAMS := xl colo-proxyd colo-shadowd remus-guest remus-save-helper remus-sr
+PROGRAMS := xl colo-blkd colo-proxyd colo-shadowd remus-guest remus-save-helper remus-sr
 # Scripts that stand beside the programs.
 SCRIPTS  := $(sort $(wildcard tools/libxl/remus-vif-script))
 # A program whose source is not there is not built.
 BUILT    := $(foreach p,$(PROGRAMS),$(if $(wildcard $(MAIN_$(p))),$(p)))
+
+# A program that lab tests run in a host, in the place of a coordinator: with its libraries.
+LAB_TOOLS := disk-driver
 
 UNIT     := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
 FUZZ     := $(patsubst tests/fuzz/%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
@@ -98,7 +102,8 @@ $(O)/bin/%-script: tools/libxl/%-script
 	@mkdir -p $(@D)
 	$(Q)$(INSTALL) -m 755 $< $@
 
-all: $(BUILT:%=$(O)/bin/%) $(SCRIPTS:tools/libxl/%=$(O)/bin/%) $(if $(SIM_SRC),$(O)/tests/sim/sim)
+all: $(BUILT:%=$(O)/bin/%) $(SCRIPTS:tools/libxl/%=$(O)/bin/%) $(if $(SIM_SRC),$(O)/tests/sim/sim) \
+	$(LAB_TOOLS:%=$(O)/tests/lab/%)
 
 # ---- Tests without a lab --------------------------------------------------------------------
 # A test links the libraries, or, when its first line is /* LINK: file.c file.c ... */, just those
@@ -129,6 +134,11 @@ $(O)/tests/sim/sim: $(SIM_SRC:%.c=$(O)/plain/%.o) \
 	$(SAY) LINK $@
 	$(Q)$(CC) $(CFLAGS_ALL) $(LDFLAGS) -o $@ $(filter %.o,$^) \
 		$(if $(SIM_LINK),,$(LINK_plain)) $(LDLIBS)
+
+$(O)/tests/lab/%: $(O)/plain/tests/lab/tools/%.o $(ARCHIVES_plain)
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(CFLAGS_ALL) $(LDFLAGS) -o $@ $< $(LINK_plain) $(LDLIBS)
 
 unit: $(UNIT:%=$(O)/tests/unit/%)
 fuzz-build: $(FUZZ:%=$(O)/tests/fuzz/%)

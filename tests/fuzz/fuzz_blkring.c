@@ -6,6 +6,7 @@
  * index, let the backend take, answer and push.  What must hold: what is taken lies on the disk and
  * in its pages, and there are never more answers than requests.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,8 +55,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .segs_max = how & 64 ? BLKRING_SEGS_MAX : 0,
     };
     struct blkring_request request;
-    struct blkring ring;
+    struct blkring ring, other;
     uint32_t taken = 0, answered = 0, i;
+    int rc;
 
     memset(&pages, 0, sizeof(pages));
     pages.index[0] = pages.index[2] = next(&s, 1) - 4u;
@@ -78,7 +80,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
         case 4:
         case 5:
-            if (blkring_take(&ring, &disk, &request) != 1) {
+            rc = blkring_take(&ring, &disk, &request);
+            if (!rc || rc == -EPROTO) {
+                break;
+            }
+            taken++;                 /* good or bad, it owes its response */
+            if (rc < 0) {
                 break;
             }
             if (request.indirect) {
@@ -86,12 +93,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 for (i = 0; i < request.indirect; i++) {
                     must(blkring_page_bytes(&request, i) <= BLKRING_PAGE);
                 }
-                if (blkring_indirect(&ring, &disk, &request, indirect)) {
+                if (blkring_indirect(&disk, &request, indirect)) {
                     break;
                 }
             }
             look_at(&disk, &request);
-            taken++;
             break;
         case 6:
             if (answered < taken) {
@@ -102,6 +108,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         case 7:
             blkring_push(&ring);
             blkring_more(&ring);
+            if (!blkring_attach(&other, &pages, how & 128 ? 4 : 1,
+                                how & 1 ? BLKRING_X86_32 : BLKRING_X86_64, 3) &&
+                !blkring_resume(&other, next(&s, 1) + other.rsp_prod)) {
+                must(other.req_cons - other.rsp_prod <= other.slots);
+            }
             break;
         }
         must(ring.req_cons - ring.rsp_prod <= ring.slots);

@@ -42,7 +42,7 @@ DEADLINE_S = 300
 # Ends whatever a test may have left running on a host. Only the processes of the project and the
 # toolstack's own; a leftover `xl` would react to the next test's guests.
 CLEAN_HOST = r"""
-pkill -KILL -x 'colo-.*|remus-.*|sampler|xl|libxl-save-help'
+pkill -KILL -x 'colo-.*|remus-.*|disk-driver|sampler|xl|libxl-save-help'
 for id in $(xenstore-list /local/domain); do
     [ "$id" = 0 ] && continue
     # A vif that colo-shadowd served has no driver that would close it: libxl waits 10 s for that.
@@ -75,12 +75,19 @@ echo "$left"
 # What is kept of each host when a test failed.
 COLLECT = r"""
 echo '== xl list'; xl list
+echo '== xl vcpu-list'; xl vcpu-list
+for guest in $(xl list | awk 'NR > 1 && $2 > 0 { print $2 }'); do
+    echo "== vCPUs and requests of domain $guest"
+    /usr/lib/xen-4.17/bin/xenctx -a "$guest"
+    xenstore-ls -f "/local/domain/$guest/control"
+done
+xl debug-keys qe
 echo '== xl list -l'; xl list -l
 echo '== processes'; ps axf -o pid,stat,wchan:20,args | grep -v '\['
 echo '== network'; ip addr; bridge link; tc qdisc; nft list ruleset
 echo '== xenstore'; xenstore-ls -f / | head -400
 echo '== dmesg'; dmesg | tail -120
-echo '== xl dmesg'; xl dmesg | tail -60
+echo '== xl dmesg'; xl dmesg | tail -200
 for f in /var/log/xen/*.log /var/log/xen/console/*.log /var/log/remus/* /var/log/colo*; do
     [ -f "$f" ] && { echo "== $f"; tail -n 80 "$f"; }
 done
@@ -447,11 +454,23 @@ def run_one(lab, name, function):
     return reason
 
 
+def print_guests(path, host):
+    """What COLLECT says of a host's guests: whether they run, where, and their last words."""
+    with contextlib.suppress(OSError), open(path, errors="replace") as f:
+        for section in f.read().split("\n== "):
+            title, _, text = section.partition("\n")
+            if title.startswith(("xl vcpu-list", "vCPUs and", "/var/log/xen/console")):
+                print("# %s of %s:" % (title.replace("/var/log/xen/console/", "console "), host))
+                for line in text.splitlines()[-12:]:
+                    print("#   " + line)
+
+
 def report_failure(lab, reason):
     directory = lab.collect()
     for line in reason.splitlines()[1:40]:
         print("#   " + line)
     for host in lab.hosts():
+        print_guests(os.path.join(directory, host + ".state"), host)
         print("# serial console of %s:" % host)
         for line in common.tail(lab.console_log(host), 12).splitlines():
             print("#   " + line)

@@ -91,16 +91,10 @@ static struct blkif_response response(struct fixture *f, uint32_t index)
     return r;
 }
 
-/* The request was answered at once, with this status. */
-static void refused(struct fixture *f, const struct blkring_disk *disk, int16_t status)
+/* The request is refused with this error. */
+static void refused(struct fixture *f, const struct blkring_disk *disk, int error)
 {
-    const uint64_t bad = f->ring.bad;
-    const uint32_t at = f->ring.rsp_prod;
-
-    assert_int_equal(blkring_take(&f->ring, disk, &f->request), 0);
-    assert_int_equal(f->ring.bad, bad + 1);
-    assert_int_equal(f->ring.rsp_prod, at + 1);
-    assert_int_equal(response(f, at).status, status);
+    assert_int_equal(blkring_take(&f->ring, disk, &f->request), error);
 }
 
 /* ---- good requests ---- */
@@ -189,7 +183,7 @@ static void a_discard_has_a_range(void **state)
     };
 
     post(f, &q, sizeof(q));
-    refused(f, &plain, BLKIF_RSP_EOPNOTSUPP);
+    refused(f, &plain, -EOPNOTSUPP);
     disk.discard = true;
     post(f, &q, sizeof(q));
     assert_int_equal(blkring_take(&f->ring, &disk, &f->request), 1);
@@ -202,13 +196,13 @@ static void a_discard_has_a_range(void **state)
     assert_true(f->request.secure);
     q.nr_sectors = 49;
     post(f, &q, sizeof(q));
-    refused(f, &disk, BLKIF_RSP_ERROR);
+    refused(f, &disk, -EBADMSG);
     q.nr_sectors = UINT64_MAX;
     post(f, &q, sizeof(q));
-    refused(f, &disk, BLKIF_RSP_ERROR);
+    refused(f, &disk, -EBADMSG);
     q.nr_sectors = 0;
     post(f, &q, sizeof(q));
-    refused(f, &disk, BLKIF_RSP_ERROR);
+    refused(f, &disk, -EBADMSG);
 }
 
 static struct blkif_request_indirect indirect_request(uint64_t sector, uint16_t segs)
@@ -247,25 +241,23 @@ static void an_indirect_request_is_complete_with_its_page(void **state)
     assert_int_equal(f->request.indirect_gref[0], 900);
     assert_int_equal(blkring_page_bytes(&f->request, 0), BLKRING_SEGS_MAX * 8);
     indirect_segs(f, BLKRING_SEGS_MAX);
-    assert_int_equal(blkring_indirect(&f->ring, &plain, &f->request, f->indirect), 0);
+    assert_int_equal(blkring_indirect(&plain, &f->request, f->indirect), 0);
     assert_int_equal(f->request.op, BLKRING_WRITE);
     assert_int_equal(f->request.segs, BLKRING_SEGS_MAX);
     assert_int_equal(f->request.sectors, 2048);
     assert_int_equal(f->request.seg[255].gref, 255);
+    assert_int_equal(f->request.operation, BLKIF_OP_WRITE);
     /* The same from one sector on runs over the end, which only the page tells. */
     q.sector_number = 1;
     post(f, &q, sizeof(q));
     assert_int_equal(blkring_take(&f->ring, &plain, &f->request), 1);
-    assert_int_equal(blkring_indirect(&f->ring, &plain, &f->request, f->indirect), -EBADMSG);
-    assert_int_equal(response(f, 0).status, BLKIF_RSP_ERROR);
-    assert_int_equal(response(f, 0).operation, BLKIF_OP_INDIRECT);
+    assert_int_equal(blkring_indirect(&plain, &f->request, f->indirect), -EBADMSG);
     /* A segment that leaves its page. */
     q.sector_number = 0;
     f->indirect[5] = 8;
     post(f, &q, sizeof(q));
     assert_int_equal(blkring_take(&f->ring, &plain, &f->request), 1);
-    assert_int_equal(blkring_indirect(&f->ring, &plain, &f->request, f->indirect), -EBADMSG);
-    assert_int_equal(f->ring.bad, 2);
+    assert_int_equal(blkring_indirect(&plain, &f->request, f->indirect), -EBADMSG);
 }
 
 /* ---- bad ones ---- */
@@ -278,45 +270,45 @@ static void what_cannot_be_done_is_answered_with_an_error(void **state)
     struct blkif_request_indirect indirect;
 
     post_data(f, BLKIF_OP_READ, 0, 0);           /* nothing */
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     post_data(f, BLKIF_OP_READ, 0, 12);          /* too much */
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     post_data(f, BLKIF_OP_READ, 2041, 1);        /* over the end */
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     post_data(f, BLKIF_OP_READ, UINT64_MAX - 3, 1);
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     q = data_request(BLKIF_OP_READ, 0, 1);       /* segments */
     q.seg[0].last_sect = 8;
     post(f, &q, sizeof(q));
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     q.seg[0].first_sect = 3;
     q.seg[0].last_sect = 2;
     post(f, &q, sizeof(q));
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     post_data(f, BLKIF_OP_RESERVED_1, 0, 1);     /* operations */
-    refused(f, &plain, BLKIF_RSP_EOPNOTSUPP);
+    refused(f, &plain, -EOPNOTSUPP);
     post_data(f, BLKIF_OP_WRITE_BARRIER, 0, 1);
-    refused(f, &plain, BLKIF_RSP_EOPNOTSUPP);
+    refused(f, &plain, -EOPNOTSUPP);
     disk.flush = false;
     post_data(f, BLKIF_OP_FLUSH_DISKCACHE, 0, 0);
-    refused(f, &disk, BLKIF_RSP_EOPNOTSUPP);
+    refused(f, &disk, -EOPNOTSUPP);
     disk.read_only = true;
     post_data(f, BLKIF_OP_WRITE, 0, 1);
-    refused(f, &disk, BLKIF_RSP_ERROR);
+    refused(f, &disk, -EBADMSG);
     disk.logical_bytes = 4096;
     post_data(f, BLKIF_OP_READ, 4, 1);
-    refused(f, &disk, BLKIF_RSP_ERROR);
+    refused(f, &disk, -EBADMSG);
     indirect = indirect_request(0, BLKRING_SEGS_MAX + 1);
     post(f, &indirect, sizeof(indirect));
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     indirect = indirect_request(0, 1);
     indirect.indirect_op = BLKIF_OP_FLUSH_DISKCACHE;
     post(f, &indirect, sizeof(indirect));
-    refused(f, &plain, BLKIF_RSP_ERROR);
+    refused(f, &plain, -EBADMSG);
     disk.segs_max = 0;
     indirect.indirect_op = BLKIF_OP_READ;
     post(f, &indirect, sizeof(indirect));
-    refused(f, &disk, BLKIF_RSP_EOPNOTSUPP);
+    refused(f, &disk, -EOPNOTSUPP);
     assert_false(f->ring.broken);
 }
 
@@ -326,9 +318,38 @@ static void a_bad_request_does_not_hide_the_good_one_behind_it(void **state)
 
     post_data(f, 200, 0, 1);
     post_data(f, BLKIF_OP_READ, 8, 1);
+    assert_int_equal(blkring_take(&f->ring, &plain, &f->request), -EOPNOTSUPP);
+    assert_int_equal(f->request.operation, 200);
     assert_int_equal(blkring_take(&f->ring, &plain, &f->request), 1);
     assert_int_equal(f->request.sector, 8);
-    assert_int_equal(f->ring.bad, 1);
+}
+
+static void another_backend_goes_on_behind_what_was_taken(void **state)
+{
+    struct fixture *f = *state;
+    struct blkring other;
+    uint32_t i;
+
+    for (i = 0; i < 5; i++) {
+        post_data(f, BLKIF_OP_READ, i * 8, 1);
+    }
+    for (i = 0; i < 3; i++) {
+        assert_int_equal(blkring_take(&f->ring, &plain, &f->request), 1);
+    }
+    blkring_respond(&f->ring, 1, BLKIF_OP_READ, BLKIF_RSP_OKAY);
+    blkring_push(&f->ring);
+    /* It answers into the slots of what is not answered yet: they are nobody's requests now. */
+    blkring_respond(&f->ring, 2, BLKIF_OP_READ, BLKIF_RSP_OKAY);
+    assert_int_equal(blkring_attach(&other, &f->pages, 1, BLKRING_X86_64, DOMID), 0);
+    assert_int_equal(blkring_resume(&other, f->ring.req_cons), 0);
+    assert_int_equal(other.rsp_prod, 1);
+    assert_int_equal(blkring_take(&other, &plain, &f->request), 1);
+    assert_int_equal(f->request.sector, 24);
+    /* Further than the guest has come, or not as far as the answers. */
+    assert_int_equal(blkring_attach(&other, &f->pages, 1, BLKRING_X86_64, DOMID), 0);
+    assert_int_equal(blkring_resume(&other, 6), -EPROTO);
+    assert_int_equal(blkring_resume(&other, 0), -EPROTO);
+    assert_int_equal(blkring_resume(&other, 5), 0);
 }
 
 static void indices_that_cannot_be_break_the_ring(void **state)
@@ -403,6 +424,7 @@ int main(void)
         TEST(an_indirect_request_is_complete_with_its_page),
         TEST(what_cannot_be_done_is_answered_with_an_error),
         TEST(a_bad_request_does_not_hide_the_good_one_behind_it),
+        TEST(another_backend_goes_on_behind_what_was_taken),
         TEST(indices_that_cannot_be_break_the_ring),
         TEST(a_ring_is_taken_over_where_its_last_backend_left_it),
         TEST(notifications_are_sent_and_asked_for_as_the_ring_says),

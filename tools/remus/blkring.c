@@ -110,6 +110,17 @@ void blkring_detach(struct blkring *r)
     r->shared = NULL;
 }
 
+int blkring_resume(struct blkring *r, uint32_t req_cons)
+{
+    const uint32_t taken = req_cons - r->rsp_prod, left = index_read(r, REQ_PROD) - req_cons;
+
+    if (!r->attached || taken > r->slots || left > r->slots - taken) {
+        return -EPROTO;
+    }
+    r->req_cons = req_cons;
+    return 0;
+}
+
 bool blkring_drained(const struct blkring *r)
 {
     return r->attached && r->req_cons == r->rsp_pushed && index_read(r, REQ_PROD) == r->req_cons;
@@ -212,6 +223,7 @@ static int take_indirect(const struct blkring_disk *disk, const struct layout *l
         return -EBADMSG;
     }
     q->op = at[1] == BLKIF_OP_READ ? BLKRING_READ : BLKRING_WRITE;
+    q->operation = at[1];           /* what Linux's frontend expects in the answer */
     if (writable(disk, q) || q->sector >= disk->sectors) {
         return -EBADMSG;
     }
@@ -260,37 +272,25 @@ static int parse(const struct blkring *r, const struct blkring_disk *disk, const
     }
 }
 
-static void refuse(struct blkring *r, const struct blkring_request *q, int rc)
-{
-    r->bad++;
-    blkring_respond(r, q->id, q->operation,
-                    rc == -EOPNOTSUPP ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR);
-}
-
 int blkring_take(struct blkring *r, const struct blkring_disk *disk,
                  struct blkring_request *request)
 {
     uint8_t copy[SLOT_BYTES_MAX];
-    uint32_t count;
+    int rc;
 
     if (!r->attached || r->broken) {
         return r->broken ? -EPROTO : 0;
     }
-    for (count = waiting(r); count; count--) {
-        int rc;
-
-        memset(copy, 0, sizeof(copy));
-        memcpy(copy, slot(r, r->req_cons), layouts[r->abi].slot_bytes);
-        /* The copy is what counts from here on, also for the compiler. */
-        __asm__ volatile("" : : "r"(copy) : "memory");
-        r->req_cons++;
-        rc = parse(r, disk, copy, request);
-        if (!rc) {
-            return 1;
-        }
-        refuse(r, request, rc);
+    if (!waiting(r)) {
+        return r->broken ? -EPROTO : 0;
     }
-    return r->broken ? -EPROTO : 0;
+    memset(copy, 0, sizeof(copy));
+    memcpy(copy, slot(r, r->req_cons), layouts[r->abi].slot_bytes);
+    /* The copy is what counts from here on, also for the compiler. */
+    __asm__ volatile("" : : "r"(copy) : "memory");
+    r->req_cons++;
+    rc = parse(r, disk, copy, request);
+    return rc ? rc : 1;
 }
 
 uint32_t blkring_page_bytes(const struct blkring_request *request, uint32_t i)
@@ -300,8 +300,8 @@ uint32_t blkring_page_bytes(const struct blkring_request *request, uint32_t i)
     return (rest < PAGE_SEGS ? rest : PAGE_SEGS) * SEG_BYTES;
 }
 
-int blkring_indirect(struct blkring *r, const struct blkring_disk *disk,
-                     struct blkring_request *request, const uint8_t *pages)
+int blkring_indirect(const struct blkring_disk *disk, struct blkring_request *request,
+                     const uint8_t *pages)
 {
     const uint32_t count = request->segs;
     uint32_t i;
@@ -311,13 +311,7 @@ int blkring_indirect(struct blkring *r, const struct blkring_disk *disk,
     for (i = 0; !rc && i < count; i++) {
         rc = seg_add(request, pages + i / PAGE_SEGS * BLKRING_PAGE + i % PAGE_SEGS * SEG_BYTES);
     }
-    if (!rc) {
-        rc = range_check(disk, request);
-    }
-    if (rc) {
-        refuse(r, request, rc);
-    }
-    return rc;
+    return rc ? rc : range_check(disk, request);
 }
 
 bool blkring_push(struct blkring *r)

@@ -6,7 +6,7 @@
  * sends the notifications that are asked for.  The other end is a guest that may be hostile: each
  * request is copied once and validated completely, and only the copy is used.
  *
- * A bad request is answered with an error and nothing else happens.  Only indices that cannot be
+ * A bad request is to be answered with an error and nothing else.  Only indices that cannot be
  * (more requests than the ring has slots) make a ring `broken`: it is left alone until the next
  * attach, because no slot can be trusted any more.
  *
@@ -45,7 +45,6 @@ struct blkring {
     uint32_t req_cons, rsp_prod;
     uint32_t rsp_pushed;            /* the responses that the guest can see */
     bool attached, broken;
-    uint64_t bad;                   /* requests answered with an error here */
 };
 
 enum blkring_op { BLKRING_READ, BLKRING_WRITE, BLKRING_FLUSH, BLKRING_DISCARD };
@@ -57,7 +56,7 @@ struct blkring_seg {
 
 struct blkring_request {
     uint64_t id;
-    uint8_t operation;              /* as the guest wrote it, for the response */
+    uint8_t operation;              /* for the response: the guest's, of INDIRECT the inner one */
     enum blkring_op op;
     bool barrier;                   /* WRITE: what came before is durable first, this before more */
     bool secure;                    /* DISCARD */
@@ -78,15 +77,21 @@ struct blkring_request {
 int blkring_attach(struct blkring *r, void *pages, uint32_t page_count, enum blkring_abi abi,
                    uint32_t domid);
 void blkring_detach(struct blkring *r);
+/*
+ * Of a backend that died: after blkring_attach(), goes on behind the requests that it had taken.
+ * They owe their answers still; where their slots were is not theirs any more, so whoever took them
+ * must have kept them.  -EPROTO: no backend of this ring can have come that far.
+ */
+int blkring_resume(struct blkring *r, uint32_t req_cons);
 
 /* Whether the ring's requests all have their responses: what a checkpoint needs. */
 bool blkring_drained(const struct blkring *r);
 
 /*
- * Next good request; bad ones on the way are answered with errors (so push afterwards in any case).
- * 1: *request is filled and owes blkring_respond().  With .indirect, its segments are still in the
- * guest: the caller copies that many pages (blkring_page_bytes() each of what counts) and calls
- * blkring_indirect().  0: nothing more.  -EPROTO: broken.
+ * Next request.  1: *request is filled and owes blkring_respond().  With .indirect, its segments
+ * are still in the guest: the caller copies that many pages (blkring_page_bytes() each of what
+ * counts) and calls blkring_indirect().  -EBADMSG, -EOPNOTSUPP: no good; it owes its response too,
+ * and only .id and .operation mean something.  0: nothing more.  -EPROTO: broken.
  */
 int blkring_take(struct blkring *r, const struct blkring_disk *disk,
                  struct blkring_request *request);
@@ -94,10 +99,9 @@ int blkring_take(struct blkring *r, const struct blkring_disk *disk,
 /* Bytes of the i-th indirect page that hold segments. */
 uint32_t blkring_page_bytes(const struct blkring_request *request, uint32_t i);
 
-/* pages: the contents, BLKRING_PAGE apart.  0: the request is complete.  -EBADMSG: it is not good,
- * and was answered. */
-int blkring_indirect(struct blkring *r, const struct blkring_disk *disk,
-                     struct blkring_request *request, const uint8_t *pages);
+/* pages: the contents, BLKRING_PAGE apart.  0: the request is complete; -EBADMSG: no good. */
+int blkring_indirect(const struct blkring_disk *disk, struct blkring_request *request,
+                     const uint8_t *pages);
 
 /* status: BLKIF_RSP_OKAY, _ERROR or _EOPNOTSUPP.  Not visible before blkring_push(). */
 void blkring_respond(struct blkring *r, uint64_t id, uint8_t operation, int16_t status);

@@ -59,6 +59,7 @@
 #include "tools/remus/channel.h"
 #include "tools/remus/ctl.h"
 #include "tools/remus/ctlio.h"
+#include "tools/remus/daemon.h"
 #include "tools/remus/netring.h"
 #include "tools/remus/nudge.h"
 #include "tools/remus/outbox.h"
@@ -85,7 +86,6 @@
 #define EVENTS_BATCH     16
 #define ADDRESSES_MAX    16u         /* remembered for each vif, for the announcements */
 #define TICK_US          1000000ull
-#define LOG_LINES_MAX    20u         /* in one second, where a guest or a peer can cause them */
 
 #define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
 
@@ -148,62 +148,12 @@ struct shadowd {
     uint64_t tick_us;
     uint64_t failover_us;
     uint32_t announced, nudged;
-    uint64_t log_second, log_lines;
     struct ctl_stats stats;
     struct vif vif[REMUS_VIFS_MAX];
     struct netring_tx_packet tx_packets[TX_BATCH];
     struct outbox_entry *tx_entries[TX_BATCH];
     xengnttab_grant_copy_segment_t tx_segs[TX_BATCH * NETRING_TX_SEGS];
 };
-
-/* ---- Logging ------------------------------------------------------------------------------ */
-
-enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
-static const char *const log_names[] = { "error", "warning", "info", "debug" };
-static enum log_level log_level = LOG_INFO;
-
-static void say(enum log_level level, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static void say(enum log_level level, const char *fmt, ...)
-{
-    char line[512];
-    va_list ap;
-    int n;
-
-    if (level > log_level) {
-        return;
-    }
-    n = snprintf(line, sizeof(line), "colo-shadowd: %s: ", log_names[level]);
-    va_start(ap, fmt);
-    vsnprintf(line + n, sizeof(line) - (size_t)n, fmt, ap);
-    va_end(ap);
-    fprintf(stderr, "%s\n", line);
-}
-
-/* For what a guest or a peer can cause at will: bounded. */
-static bool may_say(struct shadowd *s)
-{
-    uint64_t second = s->now_us / 1000000;
-
-    if (second != s->log_second) {
-        if (s->log_lines > LOG_LINES_MAX) {
-            say(LOG_WARNING, "domain %u: %" PRIu64 " more messages", s->domid,
-                s->log_lines - LOG_LINES_MAX);
-        }
-        s->log_second = second;
-        s->log_lines = 0;
-    }
-    return s->log_lines++ < LOG_LINES_MAX;
-}
-
-static uint64_t clock_us(clockid_t clock)
-{
-    struct timespec ts;
-
-    clock_gettime(clock, &ts);
-    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
-}
 
 /* ---- Addresses and announcements ----------------------------------------------------------- */
 
@@ -339,8 +289,8 @@ static void announce_write(struct vif *v, const uint8_t *frame, uint32_t length)
     };
 
     if (writev(v->tap, iov, 2) < 0) {
-        say(LOG_WARNING, "domain %u vif %u: announcement: %s", v->s->domid, v->index,
-            strerror(errno));
+        daemon_say(DAEMON_WARNING, "domain %u vif %u: announcement: %s", v->s->domid, v->index,
+                   strerror(errno));
     }
 }
 
@@ -358,7 +308,8 @@ static void nudge(struct shadowd *s)
         }
     }
     if (!s->nudged) {
-        say(LOG_INFO, "domain %u: told the peers of %u connections to send again", s->domid, sent);
+        daemon_say(DAEMON_INFO, "domain %u: told the peers of %u connections to send again",
+                   s->domid, sent);
     }
     s->nudged++;
 }
@@ -390,7 +341,7 @@ static void announce(struct shadowd *s)
             announce_write(v, frame, announce_arp(frame, v->at.mac, NULL));
         }
         if (!s->announced) {
-            say(LOG_INFO, "domain %u vif %u: announced %u addresses", s->domid, i, known);
+            daemon_say(DAEMON_INFO, "domain %u vif %u: announced %u addresses", s->domid, i, known);
         }
     }
     s->announced++;
@@ -403,9 +354,9 @@ static void count_drop(struct vif *v, const char *what)
     struct shadowd *s = v->s;
 
     s->stats.dropped_other++;
-    if (may_say(s)) {
-        say(LOG_WARNING, "domain %u vif %u epoch %" PRIu64 ": %s", s->domid, v->index, s->epoch,
-            what);
+    if (daemon_may_say(s->domid, s->now_us)) {
+        daemon_say(DAEMON_WARNING, "domain %u vif %u epoch %" PRIu64 ": %s", s->domid, v->index,
+                   s->epoch, what);
     }
 }
 
@@ -558,9 +509,11 @@ static void output_batch(struct vif *v)
 
         if (killed && !s->failed_over) {
             s->stats.dropped_other += killed;
-            if (may_say(s)) {
-                say(LOG_WARNING, "domain %u vif %u epoch %" PRIu64 ": unmatched output exceeds %u "
-                    "bytes: oldest forgotten", s->domid, v->index, s->epoch, OUT_BYTES);
+            if (daemon_may_say(s->domid, s->now_us)) {
+                daemon_say(DAEMON_WARNING,
+                           "domain %u vif %u epoch %" PRIu64 ": unmatched output exceeds %u "
+                           "bytes: oldest forgotten",
+                           s->domid, v->index, s->epoch, OUT_BYTES);
             }
         }
         e = outbox_put(&v->out, packet->length, OUTBOX_FILLING);
@@ -959,8 +912,8 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
 
 static void channel_lost(struct shadowd *s, int rc)
 {
-    say(LOG_WARNING, "domain %u epoch %" PRIu64 ": packet channel lost: %s", s->domid, s->epoch,
-        *channel_error(s->channel) ? channel_error(s->channel) : strerror(-rc));
+    daemon_say(DAEMON_WARNING, "domain %u epoch %" PRIu64 ": packet channel lost: %s", s->domid,
+               s->epoch, *channel_error(s->channel) ? channel_error(s->channel) : strerror(-rc));
     if (s->ctl_open && !s->failing_over) {
         ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, s->epoch, "%s", channel_error(s->channel));
     }
@@ -1042,8 +995,8 @@ static void tap_read(struct vif *v)
                 continue;
             }
             if (errno != EAGAIN && errno != EINTR) {
-                say(LOG_ERROR, "domain %u vif %u: its tap is gone: %s", s->domid, v->index,
-                    strerror(errno));
+                daemon_say(DAEMON_ERROR, "domain %u vif %u: its tap is gone: %s", s->domid,
+                           v->index, strerror(errno));
                 close(v->tap);
                 v->tap = -1;
                 v->tap_polled = false;
@@ -1209,7 +1162,7 @@ static int vif_attach(struct vif *v, const struct ctl_attach *at, char *error, s
 
 static int do_attach(struct shadowd *s, const struct ctl_in *in, char *error, size_t size)
 {
-    uint64_t start_us = clock_us(CLOCK_THREAD_CPUTIME_ID), cpu_us;
+    uint64_t start_us = daemon_clock_us(CLOCK_THREAD_CPUTIME_ID), cpu_us;
     uint32_t i;
     int rc = 0;
 
@@ -1230,14 +1183,14 @@ static int do_attach(struct shadowd *s, const struct ctl_in *in, char *error, si
     if (in->msg.epoch && in->msg.epoch - 1 > s->forgotten) {
         s->forgotten = in->msg.epoch - 1;
     }
-    cpu_us = clock_us(CLOCK_THREAD_CPUTIME_ID) - start_us;
+    cpu_us = daemon_clock_us(CLOCK_THREAD_CPUTIME_ID) - start_us;
     s->stats.attaches++;
     s->stats.attach_us_sum += cpu_us;
     if (cpu_us > s->stats.attach_us_max) {
         s->stats.attach_us_max = cpu_us;
     }
-    say(LOG_DEBUG, "domain %u epoch %" PRIu64 ": attached in %" PRIu64 " us", s->domid, s->epoch,
-        cpu_us);
+    daemon_say(DAEMON_DEBUG, "domain %u epoch %" PRIu64 ": attached in %" PRIu64 " us", s->domid,
+               s->epoch, cpu_us);
     return 0;
 }
 
@@ -1318,8 +1271,8 @@ static void failover_output(struct vif *v)
         tap_write(v, e, &p);
         sent++;
     }
-    say(LOG_INFO, "domain %u vif %u: sent %u frames that were not matched", v->s->domid, v->index,
-        sent);
+    daemon_say(DAEMON_INFO, "domain %u vif %u: sent %u frames that were not matched", v->s->domid,
+               v->index, sent);
 }
 
 static void do_failover(struct shadowd *s, struct ctl_in *in)
@@ -1328,18 +1281,20 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
     int rc;
 
     if (s->failed_over) {
-        say(LOG_ERROR, "domain %u: FAILOVER a second time: ignored", s->domid);
+        daemon_say(DAEMON_ERROR, "domain %u: FAILOVER a second time: ignored", s->domid);
         return;
     }
     if (in->n_fds != s->vifs) {
-        say(LOG_ERROR, "domain %u: %u taps for %u interfaces: the others stay mute", s->domid,
-            in->n_fds, s->vifs);
+        daemon_say(DAEMON_ERROR, "domain %u: %u taps for %u interfaces: the others stay mute",
+                   s->domid, in->n_fds, s->vifs);
     }
     for (i = 0; i < s->vifs && i < in->n_fds; i++) {
         rc = tap_prepare(&s->vif[i], in->fds[i]);
         if (rc) {
-            say(LOG_ERROR, "domain %u vif %u: its tap cannot be used (it must have IFF_TAP, "
-                "IFF_NO_PI and IFF_VNET_HDR): %s", s->domid, i, strerror(-rc));
+            daemon_say(DAEMON_ERROR,
+                       "domain %u vif %u: its tap cannot be used (it must have IFF_TAP, "
+                       "IFF_NO_PI and IFF_VNET_HDR): %s",
+                       s->domid, i, strerror(-rc));
             continue;
         }
         s->vif[i].tap = in->fds[i];
@@ -1423,7 +1378,7 @@ static const int state_next[3][4] = {
 /* Ends the daemon, except after failover: the guest keeps the network that it has. */
 static void fail(struct shadowd *s, const char *text)
 {
-    say(LOG_ERROR, "%s", text);
+    daemon_say(DAEMON_ERROR, "%s", text);
     if (s->failed_over) {
         return;
     }
@@ -1497,8 +1452,8 @@ static void ctl_work(struct shadowd *s)
         if (rc == -EPROTO) {
             fail(s, "malformed control message");
         } else if (rc) {
-            say(LOG_INFO, "domain %u: the coordinator is gone%s", s->domid,
-                s->failed_over ? ": the guest's network stays" : "");
+            daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone%s", s->domid,
+                       s->failed_over ? ": the guest's network stays" : "");
             epoll_ctl(s->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
             close(REMUS_CTL_FD);
             s->ctl_open = false;
@@ -1532,9 +1487,9 @@ static void events_work(struct shadowd *s)
     const int fd = xenevtchn_fd(s->xce);
     ssize_t r = read(fd, ports, sizeof(ports));
 
-    if (r > 0 && write(fd, ports, (size_t)r) != r && may_say(s)) {
-        say(LOG_WARNING, "domain %u: event channels cannot be unmasked: %s", s->domid,
-            strerror(errno));
+    if (r > 0 && write(fd, ports, (size_t)r) != r && daemon_may_say(s->domid, s->now_us)) {
+        daemon_say(DAEMON_WARNING, "domain %u: event channels cannot be unmasked: %s", s->domid,
+                   strerror(errno));
     }
 }
 
@@ -1589,7 +1544,7 @@ static void loop(struct shadowd *s)
     while (!s->quit) {
         readable = false;
         n = epoll_wait(s->epoll, events, EVENTS_BATCH, wait_ms(s));
-        s->now_us = clock_us(CLOCK_MONOTONIC);
+        s->now_us = daemon_clock_us(CLOCK_MONOTONIC);
         if (terminated) {
             if (!s->ctl_open) {
                 return;
@@ -1697,20 +1652,12 @@ static int drop_privileges(char *error, size_t size)
 static int setup(struct shadowd *s, char *error, size_t size)
 {
     const struct channel_options options = { .role = CHANNEL_SECONDARY, .vifs = s->vifs };
-    struct epoll_event event = { .events = EPOLLIN };
-    struct sigaction action;
+    struct epoll_event event = {.events = EPOLLIN};
     uint64_t seed = 0;
     uint32_t i;
     int rc;
 
-    memset(&action, 0, sizeof(action));
-    action.sa_handler = on_signal;
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-    action.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
-
+    daemon_start("colo-shadowd", on_signal);
     if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed)) {
         snprintf(error, size, "getrandom: %s", strerror(errno));
         return -EIO;
@@ -1761,20 +1708,6 @@ static void usage(FILE *to)
           "control socket as descriptor 3 and the packet channel as descriptor 4.\n", to);
 }
 
-static int parse_number(const char *text, uint32_t max, uint32_t *out)
-{
-    unsigned long value;
-    char *end;
-
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (errno || end == text || *end || value > max) {
-        return -EINVAL;
-    }
-    *out = (uint32_t)value;
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -1802,18 +1735,16 @@ int main(int argc, char **argv)
             rc = 0;
             goto out;
         case 'd':
-            have_domid = !parse_number(optarg, 0x7fef, &s->domid); /* DOMID_FIRST_RESERVED - 1 */
+            have_domid = !daemon_parse_number(optarg, 0x7fef,
+                                              &s->domid); /* DOMID_FIRST_RESERVED - 1 */
             break;
         case 'v':
-            if (parse_number(optarg, REMUS_VIFS_MAX, &s->vifs)) {
+            if (daemon_parse_number(optarg, REMUS_VIFS_MAX, &s->vifs)) {
                 s->vifs = 0;
             }
             break;
         case 'l':
-            for (i = 0; i <= LOG_DEBUG && strcmp(optarg, log_names[i]); i++) {
-            }
-            if (i <= LOG_DEBUG) {
-                log_level = (enum log_level)i;
+            if (!daemon_parse_level(optarg)) {
                 break;
             }
             /* fall through */
@@ -1828,7 +1759,7 @@ int main(int argc, char **argv)
     }
 
     rc = 1;
-    s->now_us = clock_us(CLOCK_MONOTONIC);
+    s->now_us = daemon_clock_us(CLOCK_MONOTONIC);
     if (setup(s, error, sizeof(error))) {
         fail(s, error);
         goto out;

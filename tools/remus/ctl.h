@@ -1,5 +1,5 @@
 /*
- * ctl.h: what a coordinator says to its packet daemons, and they to it.
+ * ctl.h: what a coordinator says to its packet and disk daemons, and they to it.
  *
  * A SOCK_SEQPACKET pair on one host (descriptor REMUS_CTL_FD of the daemon); one struct ctl_msg
  * per packet, text after it where the type says so.  The packet channel to the other host is
@@ -17,10 +17,13 @@
 
 #define REMUS_CTL_FD      3
 #define REMUS_CHANNEL_FD  4
+#define REMUS_BLK_KEEP_FD 5      /* colo-blkd: a memfd of the coordinator's */
 #define REMUS_VIFS_MAX    8u
 #define CTL_TEXT_MAX      512u
 #define CTL_OUTPUT_QUEUES 4u     /* netfilter queues for a vif's output, numbered in a row */
 #define CTL_CAUSES_MAX    16u
+#define REMUS_DISKS_MAX   16u
+#define REMUS_RINGS_MAX   64u    /* of all disks of a guest */
 
 enum ctl_type {
     /* coordinator -> colo-proxyd */
@@ -44,8 +47,14 @@ enum ctl_type {
     CTL_GO,               /* guest is running: inject and drain */
     CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
                              first what never matched, then announce; answered by ACTIVE */
-    /* both */
-    CTL_STATS_GET = 64,   /* answered by STATS */
+    /* coordinator -> colo-blkd; DETACH, GO, STATS_GET and QUIT as well */
+    CTL_DISK = 48,        /* struct ctl_disk, and the disk's descriptor by SCM_RIGHTS: open for
+                             reading, and for writing unless read_only; O_DIRECT if it is a block
+                             device that the kernel's backend will have again.  Answered by READY */
+    CTL_BLK_ATTACH,       /* struct ctl_blk_attach[] follows, all rings of all disks: guest paused
+                             or suspended, nobody else at the rings; answered by ATTACHED */
+    /* all */
+    CTL_STATS_GET = 64,   /* answered by STATS, of colo-blkd by BLK_STATS */
     CTL_QUIT,             /* orderly end */
     /* daemon -> coordinator */
     CTL_READY = 96,
@@ -59,6 +68,7 @@ enum ctl_type {
     /* proxyd, before STATS: struct ctl_vif_stats[] follows, one for each vif */
     CTL_VIF_STATS,
     CTL_CAUSES,           /* proxyd, before STATS: struct ctl_cause[] follows, the most first */
+    CTL_BLK_STATS,        /* blkd: struct ctl_blk_stats[] follows, one for each disk */
 };
 
 enum ctl_why {
@@ -135,6 +145,34 @@ struct ctl_cause {
     uint64_t checkpoints[CTL_WHY_COUNT];
     uint64_t epoch;       /* the last one */
     char last[200];       /* its flow, offset and both values */
+};
+
+/* A disk as the guest knows it: what the kernel's backend has told it (docs: xen/io/blkif.h). */
+struct ctl_disk {
+    uint32_t disk;            /* index, from 0 */
+    uint32_t vdev;            /* the guest's number of it, for messages: 51712 is xvda */
+    uint64_t sectors;         /* of 512 bytes */
+    uint32_t logical_bytes;   /* sector-size */
+    uint32_t segs_max;        /* feature-max-indirect-segments; 0: none */
+    uint8_t read_only, flush, barrier, discard, secure_discard;
+    uint8_t reserved[3];
+};
+
+struct ctl_blk_attach {
+    uint32_t disk, ring;      /* indices; rings of a disk from 0 */
+    uint32_t abi;             /* enum blkring_abi */
+    uint32_t pages;           /* of the ring: a power of two, up to 16 */
+    uint32_t refs[16];
+    uint32_t port;            /* the guest's */
+};
+
+struct ctl_blk_stats {        /* counters since start; (g): gauge */
+    uint64_t reads, writes, flushes, discards;
+    uint64_t read_bytes, written_bytes;
+    uint64_t bad;             /* requests that were no good: answered with an error */
+    uint64_t errors;          /* of the disk or of a grant copy: answered with an error */
+    uint64_t busy;            /* (g) requests under way */
+    uint64_t delay_us_sum, delay_us_max;   /* from taken to answered */
 };
 
 #endif /* REMUS_CTL_H */

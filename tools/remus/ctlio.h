@@ -1,7 +1,7 @@
 /*
  * ctlio.h: sending and receiving the messages of ctl.h over a SOCK_SEQPACKET socket.
  *
- * Shared by the coordinator, colo-proxyd and colo-shadowd.  One message is one packet:
+ * Shared by the coordinator, colo-proxyd, colo-shadowd and colo-blkd.  One message is one packet:
  *
  *   struct ctl_msg | structures (count of the type's size) | text (text_bytes, no NUL)
  *
@@ -29,6 +29,9 @@ union ctl_structs {
     struct ctl_stats stats;                    /* CTL_STATS, msg.count == 1 */
     struct ctl_vif_stats vifs[REMUS_VIFS_MAX]; /* CTL_VIF_STATS, msg.count of them */
     struct ctl_cause causes[CTL_CAUSES_MAX];   /* CTL_CAUSES, msg.count of them */
+    struct ctl_disk disk;                      /* CTL_DISK, msg.count == 1 */
+    struct ctl_blk_attach rings[REMUS_RINGS_MAX];  /* CTL_BLK_ATTACH, msg.count of them */
+    struct ctl_blk_stats disks[REMUS_DISKS_MAX];   /* CTL_BLK_STATS, msg.count of them */
 };
 #define CTL_PACKET_MAX (sizeof(struct ctl_msg) + sizeof(union ctl_structs) + CTL_TEXT_MAX)
 
@@ -37,14 +40,14 @@ struct ctl_in {
     struct ctl_msg msg;
     union ctl_structs structs;
     char text[CTL_TEXT_MAX + 1];                   /* always ends in NUL */
-    int fds[REMUS_VIFS_MAX];                       /* CTL_FAILOVER; -1 beyond n_fds */
+    int fds[REMUS_VIFS_MAX];                       /* CTL_FAILOVER, CTL_DISK; -1 beyond n_fds */
     unsigned int n_fds;                            /* close-on-exec; the caller owns them */
 };
 
 /*
  * Never waits.  0; -EAGAIN: nothing there; -EPIPE: the other end is gone; -EPROTO: a malformed
  * message, which was taken off the socket (descriptors in it are closed).  Descriptors with any
- * type but CTL_FAILOVER are malformed.
+ * type but CTL_FAILOVER and CTL_DISK are malformed.
  */
 int ctl_recv(int fd, struct ctl_in *in);
 

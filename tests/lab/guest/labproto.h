@@ -16,6 +16,7 @@
  *                                       sends "1\n"; for each number that it gets back it sends the
  *                                       next.  After N of them it connects anew and counts on (0:
  *                                       never).  Another answer, or a broken connection, ends it
+ * 7009   TCP       "disk <N>\n" "stats\n"   work on the disk: see labdisk.h
  */
 #ifndef LABPROTO_H
 #define LABPROTO_H
@@ -33,6 +34,7 @@ enum {
     LAB_PORT_DIRTY = 7006,
     LAB_PORT_POWER = 7007,
     LAB_PORT_CALL = 7008,
+    LAB_PORT_DISK = 7009,
 };
 
 #define LAB_LINE_MAX 256

@@ -169,10 +169,11 @@ def check_with_clang(source):
 
 
 def build_guest(out, boot):
-    source = lab_path("guest", "labservice.c")
-    check_with_clang(source)
+    sources = [lab_path("guest", name) for name in ("labservice.c", "labdisk.c")]
+    for source in sources:
+        check_with_clang(source)
     program = os.path.join(out, "labservice")
-    compile_c(source, program, ["-static", "-s"], ["-pthread"])
+    compile_c(sources[0], program, ["-static", "-s"], sources[1:] + ["-pthread"])
     write_initrd(os.path.join(out, "initrd.gz"), boot, lab_path("guest", "init"), GUEST_MODULES,
                  [program])
 

@@ -1,0 +1,376 @@
+/* remus_disk.c: see remus_disk.h. */
+#include "tools/libxl/remus_disk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tools/remus/blkring.h"
+
+#include <xen/event_channel.h>
+
+#define PATH_BYTES   256u
+#define POLL_US      1000u
+#define DRIVER       "/sys/bus/xen-backend/drivers/vbd/"
+#define STATE_READY  4u             /* XenbusStateConnected */
+
+__attribute__((format(printf, 2, 3)))
+static void say(char *error, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(error, REMUS_DISK_ERROR_BYTES, format, args);
+    va_end(args);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
+}
+
+/* ---- What xenstore says ---- */
+
+/* The caller frees it; NULL: not there. */
+static char *node(struct xs_handle *xs, const char *base, const char *name)
+{
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "%s/%s", base, name);
+    return xs_read(xs, XBT_NULL, path, NULL);
+}
+
+/* fallback where the node is not there, or is no number. */
+static uint64_t number(struct xs_handle *xs, const char *base, const char *name, uint64_t fallback)
+{
+    char *text = node(xs, base, name), *end = NULL;
+    uint64_t value = text ? strtoull(text, &end, 10) : 0;
+
+    if (!text || end == text || *end) {
+        value = fallback;
+    }
+    free(text);
+    return value;
+}
+
+/* refs and port of one ring, which stand below base. */
+static int read_ring(struct xs_handle *xs, const char *base, struct ctl_blk_attach *ring)
+{
+    char name[24];
+    uint32_t i;
+    uint64_t value;
+
+    for (i = 0; i < ring->pages; i++) {
+        snprintf(name, sizeof(name), "ring-ref%u", i);
+        value = number(xs, base, name, UINT64_MAX);
+        if (value == UINT64_MAX && ring->pages == 1) {
+            value = number(xs, base, "ring-ref", UINT64_MAX);
+        }
+        if (value > UINT32_MAX) {
+            return -ENOTCONN;
+        }
+        ring->refs[i] = (uint32_t)value;
+    }
+    value = number(xs, base, "event-channel", UINT64_MAX);
+    ring->port = (uint32_t)value;
+    return value > UINT32_MAX ? -ENOTCONN : 0;
+}
+
+static int read_rings(struct xs_handle *xs, const char *frontend, struct remus_disk *d)
+{
+    uint64_t rings = number(xs, frontend, "multi-queue-num-queues", 1);
+    uint64_t order = number(xs, frontend, "ring-page-order", 0);
+    char *protocol = node(xs, frontend, "protocol");
+    bool old = protocol && !strcmp(protocol, "x86_32-abi");
+    char base[PATH_BYTES];
+    uint32_t i;
+    int rc = 0;
+
+    free(protocol);
+    if (!rings || rings > REMUS_DISK_RINGS_MAX || order > 4) {
+        return -E2BIG;
+    }
+    d->rings = (uint32_t)rings;
+    for (i = 0; !rc && i < d->rings; i++) {
+        d->ring[i] = (struct ctl_blk_attach){
+            .disk = d->info.disk, .ring = i, .pages = 1u << order,
+            .abi = old ? BLKRING_X86_32 : BLKRING_X86_64,
+        };
+        if (rings == 1) {
+            snprintf(base, sizeof(base), "%s", frontend);
+        } else {
+            snprintf(base, sizeof(base), "%s/queue-%u", frontend, i);
+        }
+        rc = read_ring(xs, base, &d->ring[i]);
+    }
+    return rc;
+}
+
+/* What blkback has told the guest. */
+static int read_backend(struct xs_handle *xs, struct remus_disk *d, char *error)
+{
+    struct ctl_disk *info = &d->info;
+    uint64_t segs = number(xs, d->backend, "feature-max-indirect-segments", 0);
+    char *device = node(xs, d->backend, "physical-device"), *mode = node(xs, d->backend, "mode");
+    int rc = 0;
+
+    if (!device || sscanf(device, "%x:%x", &d->major, &d->minor) != 2) {
+        say(error, "domain %u disk %u has no block device below it (an empty drive?)", d->domid,
+            info->vdev);
+        rc = -ENOTSUP;
+    }
+    info->sectors = number(xs, d->backend, "sectors", 0);
+    info->logical_bytes = (uint32_t)number(xs, d->backend, "sector-size", BLKRING_SECTOR);
+    info->read_only = !mode || strcmp(mode, "w");
+    info->flush = number(xs, d->backend, "feature-flush-cache", 0) != 0;
+    info->barrier = number(xs, d->backend, "feature-barrier", 0) != 0;
+    info->discard = number(xs, d->backend, "feature-discard", 0) != 0;
+    info->secure_discard = number(xs, d->backend, "discard-secure", 0) != 0;
+    info->segs_max = (uint32_t)(segs > BLKRING_SEGS_MAX ? BLKRING_SEGS_MAX : segs);
+    if (!rc && !info->sectors) {
+        say(error, "domain %u disk %u: its backend does not say how large it is", d->domid,
+            info->vdev);
+        rc = -ENOTCONN;
+    }
+    free(device);
+    free(mode);
+    return rc;
+}
+
+static int read_disk(struct xs_handle *xs, const char *frontend, struct remus_disk *d, char *error)
+{
+    char *backend = node(xs, frontend, "backend");
+    char wanted[96];
+    int rc;
+
+    snprintf(wanted, sizeof(wanted), "/local/domain/0/backend/vbd/%u/%u", d->domid, d->info.vdev);
+    rc = backend && !strcmp(backend, wanted) ? 0 : -ENOTSUP;
+    free(backend);
+    if (rc) {
+        say(error, "domain %u disk %u is not served by the kernel of dom0 (blkback): give it "
+            "backendtype=phy in the guest's configuration", d->domid, d->info.vdev);
+        return rc;
+    }
+    memcpy(d->backend, wanted, sizeof(d->backend));
+    if (number(xs, frontend, "state", 0) != STATE_READY ||
+        number(xs, d->backend, "state", 0) != STATE_READY) {
+        say(error, "domain %u disk %u is not connected (the guest has no driver for it, or is "
+            "still starting)", d->domid, d->info.vdev);
+        return -ENOTCONN;
+    }
+    rc = read_backend(xs, d, error);
+    if (!rc) {
+        rc = read_rings(xs, frontend, d);
+        if (rc) {
+            say(error, "domain %u disk %u: its frontend's nodes name no rings that can be taken "
+                "(at most %u, of 16 pages)", d->domid, d->info.vdev, REMUS_DISK_RINGS_MAX);
+        }
+    }
+    return rc;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+int remus_disks_read(struct xs_handle *xs, uint32_t domid, struct remus_disk *disks,
+                     unsigned int *count, char *error)
+{
+    char base[64], frontend[96];
+    uint32_t vdevs[REMUS_DISKS_MAX];
+    unsigned int n = 0, i;
+    char **names;
+    int rc = 0;
+
+    snprintf(base, sizeof(base), "/local/domain/%u/device/vbd", domid);
+    names = xs_directory(xs, XBT_NULL, base, &n);
+    if (n > *count || n > REMUS_DISKS_MAX) {
+        say(error, "domain %u has %u disks, and %u can be protected", domid, n, REMUS_DISKS_MAX);
+        rc = -E2BIG;
+    }
+    for (i = 0; !rc && i < n; i++) {
+        vdevs[i] = (uint32_t)strtoul(names[i], NULL, 10);
+    }
+    free(names);
+    *count = rc ? 0 : n;
+    if (*count) {
+        qsort(vdevs, *count, sizeof(vdevs[0]), by_number);
+    }
+    for (i = 0; !rc && i < *count; i++) {
+        memset(&disks[i], 0, sizeof(disks[i]));
+        disks[i].domid = domid;
+        disks[i].info.disk = i;
+        disks[i].info.vdev = vdevs[i];
+        snprintf(frontend, sizeof(frontend), "%s/%u", base, vdevs[i]);
+        rc = read_disk(xs, frontend, &disks[i], error);
+    }
+    return rc;
+}
+
+/* ---- The block device ---- */
+
+int remus_disk_open(const struct remus_disk *d, char *error)
+{
+    char path[64];
+    uint64_t bytes;
+    int fd, rc;
+
+    snprintf(path, sizeof(path), "/dev/block/%u:%u", d->major, d->minor);
+    fd = open(path, (d->info.read_only ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
+    if (fd < 0) {
+        rc = -errno;
+        say(error, "domain %u disk %u: %s does not open: %s", d->domid, d->info.vdev, path,
+            strerror(-rc));
+        return rc;
+    }
+    if (ioctl(fd, BLKGETSIZE64, &bytes) || bytes / BLKRING_SECTOR < d->info.sectors) {
+        say(error, "domain %u disk %u: %s is smaller than the %" PRIu64 " sectors that the guest "
+            "knows of", d->domid, d->info.vdev, path, d->info.sectors);
+        close(fd);
+        return -EINVAL;
+    }
+    return fd;
+}
+
+/* ---- Taking and giving ---- */
+
+static int write_driver(const struct remus_disk *d, const char *what)
+{
+    char path[64], name[32];
+    int fd, rc = 0;
+
+    snprintf(path, sizeof(path), DRIVER "%s", what);
+    snprintf(name, sizeof(name), "vbd-%u-%u", d->domid, d->info.vdev);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return -errno;
+    }
+    if (write(fd, name, strlen(name)) < 0) {
+        rc = -errno;
+    }
+    close(fd);
+    return rc;
+}
+
+/* Whether the rings' requests all have their answers: the guest makes no new ones now. */
+static bool drained(void *const *pages, const struct remus_disk *d)
+{
+    struct blkring r;
+    uint32_t i;
+
+    for (i = 0; i < d->rings; i++) {
+        blkring_attach(&r, pages[i], 1, BLKRING_X86_64, d->domid);
+        /* Of a ring of several pages the first has the indices; a nonsensical one never drains. */
+        if (!blkring_drained(&r)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int wait_drained(xengnttab_handle *xgt, const struct remus_disk *d, uint64_t deadline)
+{
+    void *pages[REMUS_DISK_RINGS_MAX] = { NULL };
+    uint32_t i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < d->rings; i++) {
+        pages[i] = xengnttab_map_grant_ref(xgt, d->domid, d->ring[i].refs[0], PROT_READ);
+        rc = pages[i] ? 0 : -errno;
+    }
+    while (!rc && !drained(pages, d)) {
+        rc = now_ms() >= deadline ? -ETIMEDOUT : 0;
+        usleep(POLL_US);
+    }
+    for (i = 0; i < d->rings; i++) {
+        if (pages[i]) {
+            xengnttab_unmap(xgt, pages[i], 1);
+        }
+    }
+    return rc;
+}
+
+/* Until the guest's ports are all bound to somebody, or all to nobody. */
+static int wait_ports(xc_interface *xch, const struct remus_disk *d, bool bound, uint64_t deadline)
+{
+    uint32_t i = 0;
+
+    while (i < d->rings) {
+        xc_evtchn_status_t status = { .dom = (domid_t)d->domid, .port = d->ring[i].port };
+
+        if (xc_evtchn_status(xch, &status)) {
+            return -errno;
+        }
+        if (status.status == (bound ? EVTCHNSTAT_interdomain : EVTCHNSTAT_unbound)) {
+            i++;
+        } else if (now_ms() >= deadline) {
+            return -ETIMEDOUT;
+        } else {
+            usleep(POLL_US);
+        }
+    }
+    return 0;
+}
+
+int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
+                    unsigned int timeout_ms, char *error)
+{
+    uint64_t deadline = now_ms() + timeout_ms;
+    int rc = wait_drained(xgt, d, deadline);
+
+    if (rc) {
+        say(error, "domain %u disk %u: its requests are not all answered: %s", d->domid,
+            d->info.vdev, strerror(-rc));
+        return rc;
+    }
+    rc = write_driver(d, "unbind");
+    if (rc) {
+        say(error, "domain %u disk %u: the kernel's backend does not let go of it: %s", d->domid,
+            d->info.vdev, strerror(-rc));
+        return rc;
+    }
+    rc = wait_ports(xch, d, false, deadline);
+    if (rc) {
+        say(error, "domain %u disk %u: the kernel's backend stays bound to the guest's event "
+            "channel: %s", d->domid, d->info.vdev, strerror(-rc));
+    }
+    return rc;
+}
+
+int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,
+                    unsigned int timeout_ms, char *error)
+{
+    uint64_t deadline = now_ms() + timeout_ms;
+    int rc = wait_ports(xch, d, false, deadline);
+
+    if (!rc) {
+        rc = write_driver(d, "bind");
+    }
+    if (!rc) {
+        rc = wait_ports(xch, d, true, deadline);
+    }
+    while (!rc && number(xs, d->backend, "state", 0) != STATE_READY) {
+        rc = now_ms() >= deadline ? -ETIMEDOUT : 0;
+        usleep(POLL_US);
+    }
+    if (rc) {
+        say(error, "domain %u disk %u: the kernel's backend does not take it back: %s", d->domid,
+            d->info.vdev, strerror(-rc));
+    }
+    return rc;
+}
