@@ -88,7 +88,8 @@ echo '== network'; ip addr; bridge link; tc qdisc; nft list ruleset
 echo '== xenstore'; xenstore-ls -f / | head -400
 echo '== dmesg'; dmesg | tail -120
 echo '== xl dmesg'; xl dmesg | tail -200
-for f in /var/log/xen/*.log /var/log/xen/console/*.log /var/log/remus/* /var/log/colo*; do
+for f in /var/log/xen/*.log /var/log/xen/console/*.log /var/log/remus/* /var/log/colo* \
+    /var/log/waker.log; do
     [ -f "$f" ] && { echo "== $f"; tail -n 80 "$f"; }
 done
 true

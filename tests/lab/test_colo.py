@@ -119,6 +119,26 @@ def test_failover_while_idle_keeps_an_open_connection(lab):
     session.process.kill()
 
 
+@deadline(300)
+def test_a_guest_that_hangs_in_its_suspend_goes_on_as_its_copy(lab):
+    """Paused, it does nothing; the test reads one request in its place, and no other."""
+    guest = lab.guest("a")
+    session = colo.Session(lab, guest, interval_ms=1500)
+    session.wait_protected()
+    client = lab.client(guest, long=200, udp=400)
+    session.wait_checkpoints(3, 60)
+    client.wait_answers(5)
+    lab.execute("a", "xl pause g1; path=/local/domain/$(xl domid g1)/control/shutdown; "
+                "until [ \"$(xenstore-read $path)\" = suspend ]; do sleep 0.1; done; "
+                "xenstore-write $path ''")
+    colo.wait_active(lab, "b", guest.name, 90)
+    client.wait_answers(10, timeout_s=60)
+    client.stop_without_errors()
+    equal(session.process.wait(60), 5, "exit status of xl remus")
+    check("hangs" in session.log() and "was destroyed" in session.log(), session.log()[-400:])
+    check(guest.domid("a") is None, "the guest that hung is still there")
+
+
 @alone
 @deadline(300)
 def test_failover_under_load_loses_no_answer_with_2_vcpus(lab):

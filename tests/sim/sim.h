@@ -107,6 +107,7 @@ struct node {
     bool open;                   /* secondary: output goes to the world */
     bool torn;                   /* secondary: the guest is neither one epoch nor the other */
     bool ended;                  /* the guest ended by itself */
+    bool hung;                   /* it read a request to suspend, and does nothing any more */
     bool destroyed;
     uint64_t stopped_since;
     uint32_t operation, copying, suspending, sending, applying; /* generations, to give up */
@@ -163,7 +164,7 @@ struct world {
     /* countdowns: how many more of these go wrong */
     unsigned int bad_suspend, bad_drain, bad_stage, bad_cut, bad_resume, bad_apply, bad_send,
         bad_unprotect, bad_takeover, bad_destroy, bad_arbiter, bad_copy, bad_build, bad_ack;
-    bool silent_suspend;
+    bool silent_suspend, hang;   /* hang: at the next request to suspend */
     struct output *output;
     uint32_t outputs, output_room;
     struct sim_event *heap;

@@ -63,7 +63,7 @@ void check_step(struct world *w)
                   (unsigned long long)S->guest.inputs);
     }
     check_knowledge(w);
-    if (P->domain && !P->running && !P->ended && !P->host_dead && w->now >= P->frozen_until &&
+    if (P->domain && !P->running && !P->ended && !P->hung && !P->host_dead && w->now >= P->frozen_until &&
         !P->finished && w->now - P->stopped_since > STOPPED_MAX) {
         violation(w, "the primary's guest has been stopped since %llu ms",
                   (unsigned long long)(P->stopped_since / MS));
@@ -97,6 +97,9 @@ void check_end(struct world *w)
     }
     if (P->host_dead && !S->core.applied) {
         return; /* not yet protected */
+    }
+    if (P->hung && (!S->core.applied || w->faults > 1)) {
+        return; /* no copy, or something else befell it: nothing is left that could be served */
     }
     if (w->faults <= 1) {
         violation(w, "nobody serves the client (primary %s, secondary %s)",

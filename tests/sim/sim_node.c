@@ -38,6 +38,7 @@ static const char *const event_names[] = {
     [RE_PEER_EPOCH_COMPLETE] = "PEER_EPOCH_COMPLETE", [RE_PEER_STREAM] = "PEER_STREAM",
     [RE_PEER_BAD] = "PEER_BAD", [RE_COPY_DONE] = "COPY_DONE",
     [RE_CHECKPOINT_WANTED] = "CHECKPOINT_WANTED", [RE_SUSPENDED] = "SUSPENDED",
+    [RE_SUSPEND_TAKEN] = "SUSPEND_TAKEN",
     [RE_INPUT_STOPPED] = "INPUT_STOPPED", [RE_DRAINED] = "DRAINED", [RE_STAGED] = "STAGED",
     [RE_CUT_DONE] = "CUT_DONE", [RE_RESUMED] = "RESUMED", [RE_GUEST_ENDED] = "GUEST_ENDED",
     [RE_UNPROTECTED] = "UNPROTECTED", [RE_BUILT] = "BUILT", [RE_APPLIED] = "APPLIED",
@@ -156,7 +157,7 @@ static void primary_stops(struct world *w)
 
 static void primary_runs(struct world *w)
 {
-    if (!P->running && P->domain) {
+    if (!P->running && P->domain && !P->hung) {
         P->running = true;
         guest_runs(w, REMUS_PRIMARY);
     }
@@ -216,7 +217,12 @@ static void primary_action(struct world *w, const struct remus_action *a, bool g
         break;
     case RA_SUSPEND:
         P->suspend_pending = true;
-        if (goes_wrong(&w->bad_suspend)) {
+        if (w->hang && P->running) {
+            P->hung = true;
+            primary_stops(w);
+        } else if (P->hung) {
+            break;
+        } else if (goes_wrong(&w->bad_suspend)) {
             if (!w->silent_suspend) {
                 answer(w, REMUS_PRIMARY, RE_FAILED, ++P->operation, 100, 5 * MS);
             }
@@ -228,6 +234,13 @@ static void primary_action(struct world *w, const struct remus_action *a, bool g
     case RA_SUSPEND_CANCEL:
         P->operation++;
         P->suspend_pending = false;
+        if (P->hung) {
+            if (w->hang) {
+                w->hang = false; /* only this request was read */
+                answer(w, REMUS_PRIMARY, RE_SUSPEND_TAKEN, 0, 10, MS);
+            }
+            break;
+        }
         if (chance(w, 3)) {
             P->suspending++; /* else the guest has read the request already */
         } else if (w->silent_suspend && chance(w, 2)) {
@@ -786,7 +799,7 @@ enum fault_type {
     FAULT_HOST, FAULT_COORDINATOR, FAULT_DAEMON, FAULT_FREEZE, FAULT_OPERATOR, FAULT_GUEST,
     FAULT_BAD_FRAME,                     /* these have a side */
     FAULT_CUT, FAULT_CUT_ONE_WAY, FAULT_CUT_STAGED, FAULT_GLITCH,
-    FAULT_SUSPEND, FAULT_SUSPEND_SILENT, FAULT_DRAIN, FAULT_STAGE, FAULT_CUT_FAILS, FAULT_RESUME,
+    FAULT_SUSPEND, FAULT_SUSPEND_SILENT, FAULT_HANG, FAULT_DRAIN, FAULT_STAGE, FAULT_CUT_FAILS, FAULT_RESUME,
     FAULT_SEND, FAULT_APPLY, FAULT_COPY, FAULT_BUILD, FAULT_ACK,
     FAULT_UNPROTECT, FAULT_TAKEOVER, FAULT_DESTROY, FAULT_ARBITER, /* only with another */
     FAULT_COUNT
@@ -796,7 +809,8 @@ static const char *const fault_names[FAULT_COUNT] = {
     "host dies", "coordinator is killed", "daemon is killed", "host freezes", "operator stops",
     "guest ends by itself", "receives nonsense",
     "link is cut", "link is cut one way", "link is cut one way, then the other", "link glitch",
-    "guest will refuse to suspend", "guest will not answer suspend", "drain will fail",
+    "guest will refuse to suspend", "guest will not answer suspend",
+    "guest will hang on its way to suspend", "drain will fail",
     "staging will fail", "cut will fail", "resume will fail", "sending will fail",
     "applying will fail", "copy will fail", "build will fail", "wrong ACK will be sent",
     "unprotect will fail", "takeover will fail", "destroy will fail", "arbiter will be slow",
@@ -955,6 +969,9 @@ void fault_fire(struct world *w, struct fault *f)
     case FAULT_SUSPEND_SILENT:
         w->bad_suspend = (unsigned int)few;
         w->silent_suspend = true;
+        break;
+    case FAULT_HANG:
+        w->hang = true;
         break;
     case FAULT_DRAIN:
         w->bad_drain = (unsigned int)few;

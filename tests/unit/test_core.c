@@ -539,6 +539,47 @@ TEST(the_fourth_refusal_ends_protection)
     assert_non_null(strstr(f.out.list[1].text, "did not suspend"));
 }
 
+/* The guest reads the request of attempt `taken` (0: none, -1: every one) and never suspends. */
+static void never_suspends(struct fixture *f, int taken)
+{
+    primary_in(f, RP_SUSPEND, 2);
+    for (int i = 1; i <= 3; i++) {
+        pass(f, 11000 * MS);
+        only(f, RA_SUSPEND_CANCEL);
+        if (taken == i || taken == -1) {
+            event(f, RE_SUSPEND_TAKEN);
+            expect_nothing(f);
+        }
+        pass(f, 3000 * MS);
+        only(f, RA_SUSPEND);
+    }
+    pass(f, 11000 * MS);
+}
+
+TEST(a_guest_that_hangs_on_its_way_to_be_suspended_is_fenced_and_its_copy_goes_on)
+{
+    struct fixture f;
+
+    never_suspends(&f, 1);
+    expect(&f, RA_FENCE_AND_STOP, RA_FINISH);
+    assert_int_equal(f.out.list[1].value, REMUS_END_FENCED);
+    assert_non_null(strstr(f.core.reason, "hangs"));
+    event(&f, RE_SUSPENDED);
+    expect_nothing(&f);
+}
+
+TEST(a_guest_that_only_refuses_is_let_go)
+{
+    struct fixture f;
+
+    for (int taken = -1; taken <= 3; taken++) {
+        if (taken != 1) {
+            never_suspends(&f, taken);
+            expect(&f, RA_SUSPEND_CANCEL, RA_SEND_STOP);
+        }
+    }
+}
+
 TEST(a_checkpoint_that_succeeds_forgets_earlier_refusals)
 {
     struct fixture f;
@@ -1788,6 +1829,8 @@ int main(void)
         T(a_refused_suspend_is_withdrawn_and_tried_again),
         T(a_suspend_that_is_not_answered_is_withdrawn),
         T(the_fourth_refusal_ends_protection),
+        T(a_guest_that_hangs_on_its_way_to_be_suspended_is_fenced_and_its_copy_goes_on),
+        T(a_guest_that_only_refuses_is_let_go),
         T(a_checkpoint_that_succeeds_forgets_earlier_refusals),
         T(a_guest_that_suspends_after_the_cancel_is_resumed),
         T(a_late_suspend_is_undone_in_every_state_of_the_primary),

@@ -174,7 +174,8 @@ static const struct state_info state_info[REMUS_STATE_COUNT] = {
 /* ---- The table of events -------------------------------------------------------------------- */
 
 static step_fn nothing, bug,
-    p_copy_done, p_ready_early, p_ready, p_want, p_suspended, p_refused, p_input_stopped, p_drained,
+    p_copy_done, p_ready_early, p_ready, p_want, p_suspended, p_taken, p_refused, p_input_stopped,
+    p_drained,
     p_drain_failed, p_staged, p_stage_failed, p_cut_done, p_resumed, p_resume_failed, p_ack,
     p_ack_stopping, p_applied, p_lost, p_bad, p_unexpected, p_let_go, p_let_go_stopped, p_operator,
     p_daemon, p_failed, p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
@@ -211,6 +212,7 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_CUT_DONE] = nothing,
         [RE_CHECKPOINT_WANTED] = p_want,
         [RE_SUSPENDED] = p_late_suspended,
+        [RE_SUSPEND_TAKEN] = p_taken,
         [RE_RESUMED] = p_late_resumed,
         [RE_GUEST_ENDED] = p_guest_ended,
         [RE_UNPROTECTED] = bug,
@@ -241,6 +243,7 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_COPY_DONE] = bug,
         [RE_CHECKPOINT_WANTED] = nothing,   /* the executor tells the primary by itself */
         [RE_SUSPENDED] = bug,
+        [RE_SUSPEND_TAKEN] = bug,
         [RE_INPUT_STOPPED] = bug,
         [RE_DRAINED] = bug,
         [RE_STAGED] = bug,
@@ -708,6 +711,7 @@ static void p_suspended(struct remus_core *c, const struct remus_event *e,
 {
     (void)e;
     c->guest_stopped = true;
+    c->taken_try = 0;
     c->stopped_us = c->now_us;
     c->flags &= ~(F_GIVEN_UP | F_INPUT_STOPPED | F_STAGED);
     if (c->params.net) {
@@ -720,10 +724,32 @@ static void p_suspended(struct remus_core *c, const struct remus_event *e,
     enter(c, RP_QUIESCE);
 }
 
+static void p_taken(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
+{
+    (void)e;
+    (void)out;
+    c->taken_try = c->checkpoint_tries;
+}
+
+/*
+ * The guest read one request, did not suspend, and has read none of the next two: it hangs on the
+ * way.  A guest that refuses, or that is slow, reads the next one when it is back.
+ */
+static bool p_guest_hangs(const struct remus_core *c)
+{
+    return c->taken_try && c->taken_try + 2 < c->checkpoint_tries;
+}
+
 static void p_refused_because(struct remus_core *c, const char *why, struct remus_actions *out)
 {
     p_attempt_failed(c);
-    if (c->checkpoint_tries >= CHECKPOINT_TRIES) {
+    if (c->checkpoint_tries >= CHECKPOINT_TRIES && p_guest_hangs(c) && c->applied &&
+        !has(c, F_LOST) && !has(c, F_LET_GO) && !has(c, F_ENDING)) {
+        /* Of the two guests the copy is the one that works.  It hears the link's end. */
+        because(c, "the guest hangs on its way to being suspended: it is fenced, and its copy "
+                "takes over");
+        p_fence(c, out);
+    } else if (c->checkpoint_tries >= CHECKPOINT_TRIES) {
         because(c, "the guest did not suspend in %u attempts: %s", c->checkpoint_tries, why);
         p_stop_because(c, REMUS_STOP_FAILED, out);
     } else {
@@ -859,7 +885,7 @@ static void p_resumed(struct remus_core *c, const struct remus_event *e, struct 
     } else if (has(c, F_GIVEN_UP)) {
         enter(c, RP_RUN);
     } else {
-        c->checkpoint_tries = 0;
+        c->checkpoint_tries = c->taken_try = 0;
         c->rested_us = after(c->now_us, c->now_us - c->stopped_us);
         /* From here on the secondary may hold a whole epoch, whether or not we hear of it: its
          * loss needs arbitration.  One that can take over at all has heard us no earlier. */
@@ -919,6 +945,7 @@ static void p_late_suspended(struct remus_core *c, const struct remus_event *e,
         return;
     }
     c->guest_stopped = true;
+    c->taken_try = 0;
     c->resume_tries = 0;
     p_resume_guest(c, out);
 }

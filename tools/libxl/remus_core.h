@@ -123,6 +123,8 @@ enum remus_event_type {
     RE_CHECKPOINT_WANTED,   /* comparison, or operator; value = enum ctl_why or 0;
                              * epoch: in which the difference was seen, 0 unknown */
     RE_SUSPENDED, RE_INPUT_STOPPED, RE_DRAINED, RE_STAGED, RE_CUT_DONE, RE_RESUMED,
+    RE_SUSPEND_TAKEN,       /* RA_SUSPEND_CANCEL came too late: the guest has read the request, and
+                             * will suspend, refuse, or hang */
     RE_GUEST_ENDED,         /* by itself: value = SHUTDOWN_* reason, or ~0: domain gone;
                              * the secondary reports its copy in the same way */
     RE_UNPROTECTED,         /* rules removed, held output released */
@@ -207,6 +209,7 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint32_t flags;          /* REMUS_CORE_BUG and what remus_core.c keeps for itself */
     uint32_t stop_reason;    /* REMUS_STOP_* for the peer */
     uint32_t checkpoint_tries, resume_tries, again_tries;
+    uint32_t taken_try;     /* attempt whose request the guest has read; 0: none */
     uint64_t echo_us;        /* newest time of ours that the peer is known to have heard; 0: none */
     uint64_t retry_us;       /* no checkpoint before this */
     uint64_t resume_us;      /* RA_RESUME is given again then; 0: not armed */

@@ -38,6 +38,7 @@
 #define EPOCH_AHEAD         (1u << 20)  /* what a heartbeat may have to wait behind */
 #define CONTROL_MS          5000
 #define SETTLE_US           10000000u
+#define SETTLE_TAKEN_US     60000000u  /* Linux gives up freezing its processes after 20 s */
 /* a copy that lags less than this costs latency, not checkpoints */
 #define DEADLINE_MAX_MS     1000u
 
@@ -70,7 +71,7 @@ struct primary {
     uint64_t copy_began_us, copy_bytes;
 
     /* checkpoint */
-    bool suspend_asked, suspended;
+    bool suspend_asked, suspend_taken, suspended;  /* taken: the guest has read a request */
     uint64_t suspended_us, sent_us, acked_us;
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
     unsigned int quiet_spins, undrained_vif, undrained;
@@ -571,7 +572,7 @@ static void resume(struct primary *p)
         p->epoch.suspended_us = remus_run_now_us() - p->suspended_us;
         remus_run_pause_taken(r, p->epoch.suspended_us);
     }
-    p->suspended = p->suspend_asked = false;
+    p->suspended = p->suspend_asked = p->suspend_taken = false;
     remus_guest_resumed(r->xs, r->h.domid);
     remus_run_post(r, RE_RESUMED, 0, 0, NULL);
 }
@@ -667,8 +668,14 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
                            "suspend: %s", strerror(-rc));
         break;
     case RA_SUSPEND_CANCEL:
-        if (!remus_guest_suspend_withdraw(r->xs, r->h.domid))
+        rc = remus_guest_suspend_withdraw(r->xs, r->h.domid);
+        if (!rc)
             p->suspend_asked = false;
+        if (rc == -EALREADY) {
+            p->suspend_asked = false;
+            p->suspend_taken = true;
+            remus_run_post(r, RE_SUSPEND_TAKEN, 0, 0, NULL);
+        }
         look_at_guest(p);
         break;
     case RA_STOP_INPUT:
@@ -939,19 +946,19 @@ static void send_hello(struct remus_run *r)
 static void settle_guest(struct primary *p)
 {
     struct remus_run *r = &p->run;
-    uint64_t deadline = remus_run_now_us() + SETTLE_US;
+    uint64_t deadline = remus_run_now_us() + (p->suspend_taken ? SETTLE_TAKEN_US : SETTLE_US);
     uint32_t reason;
 
-    while (p->suspend_asked && remus_run_now_us() < deadline) {
+    while ((p->suspend_asked || p->suspend_taken) && remus_run_now_us() < deadline) {
         switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
         case REMUS_GUEST_SUSPENDED:
             if (!xc_sr_resume(&r->h)) {
                 remus_guest_resumed(r->xs, r->h.domid);
-                p->suspend_asked = false;
+                p->suspend_asked = p->suspend_taken = false;
             }
             break;
         case REMUS_GUEST_ENDED:
-            p->suspend_asked = false;
+            p->suspend_asked = p->suspend_taken = false;
             break;
         case REMUS_GUEST_RUNS:
             break;

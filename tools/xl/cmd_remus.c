@@ -643,23 +643,13 @@ static int yield_guest(struct supervisor *s)
                s->o.host);
 }
 
-static int worker_died(struct supervisor *s, int status)
+/* The guest here is fenced, or will be: what becomes of it is what became of its copy. */
+static int end_by_fate(struct supervisor *s)
 {
     const char *name = s->guest.name;
-    unsigned int wait_ms = (s->o.timeout_ms ? s->o.timeout_ms : 3000) + END_MS;
-    char how[64];
     int rc;
 
-    if (status >= 0 && WIFSIGNALED(status))
-        snprintf(how, sizeof(how), "was killed by signal %d", WTERMSIG(status));
-    else
-        snprintf(how, sizeof(how), "ended with status %d",
-                 status >= 0 ? WEXITSTATUS(status) : status);
-    say(s, XC_SR_ERROR, "the process that protected %s %s (see %s); asking %s", name, how,
-        s->log_path, s->o.host);
-    if (s->talk)
-        (void)remus_talk_send(s->talk, remus_object_new("primary-worker-died"), false);
-    await_fate(s, wait_ms);
+    await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + END_MS);
     if (s->fate == FATE_ACTIVE)
         return yield_guest(s);
     /* A copy that never held a whole checkpoint cannot have taken over. */
@@ -674,9 +664,24 @@ static int worker_died(struct supervisor *s, int status)
     (void)rescue_resume(s->guest.domid, name, false, say_rescue, s);
     return end(s, XL_UNDECIDED, "undecided",
                "%s runs, but cut off from its network, because %s does not answer and may have "
-               "taken "
-               "over. If it has: xl destroy %s. If it is off, or has no %s: xl remus --release %s",
-               name, s->o.host, name, name, name);
+               "taken over. If it has: xl destroy %s. If it is off, or has no %s: xl remus "
+               "--release %s", name, s->o.host, name, name, name);
+}
+
+static int worker_died(struct supervisor *s, int status)
+{
+    char how[64];
+
+    if (status >= 0 && WIFSIGNALED(status))
+        snprintf(how, sizeof(how), "was killed by signal %d", WTERMSIG(status));
+    else
+        snprintf(how, sizeof(how), "ended with status %d",
+                 status >= 0 ? WEXITSTATUS(status) : status);
+    say(s, XC_SR_ERROR, "the process that protected %s %s (see %s); asking %s", s->guest.name, how,
+        s->log_path, s->o.host);
+    if (s->talk)
+        (void)remus_talk_send(s->talk, remus_object_new("primary-worker-died"), false);
+    return end_by_fate(s);
 }
 
 static int conclude(struct supervisor *s)
@@ -706,7 +711,8 @@ static int conclude(struct supervisor *s)
         return end(s, XL_GUEST_ENDED, "guest-ended", "%s ended by itself (%s); no takeover", name,
                    s->result.reason);
     case REMUS_END_FENCED:
-        return end(s, XL_FENCED, "fenced", "%s was stopped here: %s", name, s->result.reason);
+        say(s, XC_SR_ERROR, "%s was stopped here: %s", name, s->result.reason);
+        return end_by_fate(s);
     case REMUS_END_ALONE:
         /* ssh may get through where the data does not: never two of the same guest. */
         say(s, XC_SR_WARN, "%s is lost (%s); %s runs on unprotected", s->o.host, s->result.reason,

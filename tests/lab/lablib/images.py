@@ -197,7 +197,8 @@ def build_dom0(out, boot, rootfs, guest):
     os.symlink("/dev/null", os.path.join(root, "etc/systemd/network/99-default.link"))
     local_bin = os.path.join(root, "usr", "local", "bin")
     os.makedirs(local_bin, exist_ok=True)
-    shutil.copy(os.path.join(BIN, "sampler"), local_bin)
+    for name in ("sampler", "waker"):
+        shutil.copy(os.path.join(BIN, name), local_bin)
     run(["chmod", "-R", "u+rwX,go+rX,go-w", local_bin])
     guest_dir = os.path.join(root, "lab", "guest")
     os.makedirs(guest_dir)
@@ -231,10 +232,11 @@ def build_dom0(out, boot, rootfs, guest):
 
 
 def build_programs():
-    """Programs of the build machine (the client) and of dom0 (the sampler)."""
+    """Programs of the build machine (the client) and of dom0 (the sampler, the waker)."""
     os.makedirs(BIN, exist_ok=True)
     programs = [("client/labclient.c", ["-pthread"]), ("client/vlanport.c", []),
-                ("tools/sampler.c", ["-lxenctrl"])]
+                ("tools/sampler.c", ["-lxenctrl"]),
+                ("tools/waker.c", ["-lxenctrl", "-lxenstore"])]
     for relative, libs in programs:
         source = lab_path(relative)
         if not os.path.exists(source):
@@ -287,7 +289,8 @@ def build():
         dom0_key = key_of("dom0", boot, rootfs, guest,
                           common.hash_files(lab_path("dom0", "overlay")),
                           common.hash_files(lab_path("dom0", "initrd-init")),
-                          common.hash_files(lab_path("tools", "sampler.c")))
+                          common.hash_files(lab_path("tools", "sampler.c"),
+                                            lab_path("tools", "waker.c")))
         dom0 = layer("dom0", dom0_key, lambda out: build_dom0(out, boot, rootfs, guest))
         remove_old_layers([boot, rootfs, guest, dom0])
     return {
