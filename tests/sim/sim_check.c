@@ -63,8 +63,8 @@ void check_step(struct world *w)
                   (unsigned long long)S->guest.inputs);
     }
     check_knowledge(w);
-    if (P->domain && !P->running && !P->ended && !P->hung && !P->host_dead && w->now >= P->frozen_until &&
-        !P->finished && w->now - P->stopped_since > STOPPED_MAX) {
+    if (P->domain && !P->running && !P->ended && !P->hung && !P->host_dead &&
+        w->now >= P->frozen_until && !P->finished && w->now - P->stopped_since > STOPPED_MAX) {
         violation(w, "the primary's guest has been stopped since %llu ms",
                   (unsigned long long)(P->stopped_since / MS));
     }
