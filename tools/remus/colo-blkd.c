@@ -140,6 +140,7 @@ struct blkd {
     enum blkd_state state;
     bool ctl_open, quit;
     bool busy;                       /* there is more to do: do not sleep */
+    bool attached_before;            /* what is kept is our own, and over */
     uint64_t rest_epoch;             /* of the DETACH that is under way */
     uint64_t now_us;
     int epoll;
@@ -344,7 +345,11 @@ static void execute(struct job *j)
         io_begin(j, BLKIO_SYNC);
         break;
     case BLKRING_DISCARD:
-        io_begin(j, BLKIO_PUNCH);
+        if (j->kept->req.secure) {
+            job_done(j, -EOPNOTSUPP); /* a hole says nothing of where the data was */
+        } else {
+            io_begin(j, BLKIO_PUNCH);
+        }
         break;
     }
 }
@@ -662,7 +667,8 @@ static int ring_resume(struct blkd *b, uint32_t number, char *error, size_t size
     struct ring *ring = &b->ring[number];
     struct keep_ring *kept = &b->keep->ring[number];
 
-    if (kept->valid && !ring->r.broken && blkring_resume(&ring->r, kept->req_cons)) {
+    if (kept->valid && !b->attached_before && !ring->r.broken &&
+        blkring_resume(&ring->r, kept->req_cons)) {
         snprintf(error, size, "domain %u disk %u ring %u: what was kept of it (request %u) does "
                  "not fit its state (answer %u)", b->domid, ring->at.disk, ring->at.ring,
                  kept->req_cons, ring->r.rsp_prod);
@@ -730,9 +736,10 @@ static int do_attach(struct blkd *b, const struct ctl_in *in, char *error, size_
     for (i = 0; !rc && i < b->rings; i++) {
         rc = ring_resume(b, i, error, size);
     }
-    if (!rc) {
+    if (!rc && !b->attached_before) {
         resume_jobs(b);
     }
+    b->attached_before = true;
     return rc;
 }
 
