@@ -246,6 +246,9 @@ static void an_indirect_request_is_complete_with_its_page(void **state)
     assert_int_equal(f->request.segs, BLKRING_SEGS_MAX);
     assert_int_equal(f->request.sectors, 2048);
     assert_int_equal(f->request.seg[255].gref, 255);
+    /* Once more, as after a daemon that died in between: the same. */
+    assert_int_equal(blkring_indirect(&plain, &f->request, f->indirect), 0);
+    assert_int_equal(f->request.sectors, 2048);
     assert_int_equal(f->request.operation, BLKIF_OP_WRITE);
     /* The same from one sector on runs over the end, which only the page tells. */
     q.sector_number = 1;

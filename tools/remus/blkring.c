@@ -308,6 +308,7 @@ int blkring_indirect(const struct blkring_disk *disk, struct blkring_request *re
     int rc = 0;
 
     request->segs = 0;
+    request->sectors = 0;           /* also when it is done for the second time */
     for (i = 0; !rc && i < count; i++) {
         rc = seg_add(request, pages + i / PAGE_SEGS * BLKRING_PAGE + i % PAGE_SEGS * SEG_BYTES);
     }

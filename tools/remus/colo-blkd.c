@@ -166,7 +166,7 @@ static bool may_say(const struct blkd *b)
     return daemon_may_say(b->domid, b->now_us);
 }
 
-static uint8_t *page_at(struct blkd *b, uint32_t page)
+static uint8_t *page_at(const struct blkd *b, uint32_t page)
 {
     return b->memory + (size_t)page * BLKRING_PAGE;
 }
@@ -181,6 +181,12 @@ static uint32_t job_number(const struct job *j)
 static void store(uint32_t *at, uint32_t value)
 {
     __atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+
+/* Where a segment's data is here.  Not to be read from iov, which I/O in parts changes. */
+static uint8_t *segment_data(const struct job *j, uint32_t i)
+{
+    return page_at(j->b, j->page[i]) + j->kept->req.seg[i].first * BLKRING_SECTOR;
 }
 
 /* Memory for the request's segments; false: not now. */
@@ -200,7 +206,7 @@ static bool job_pages(struct job *j)
         const struct blkring_seg *seg = &req->seg[i];
 
         j->page[i] = b->free_page[--b->free_pages];
-        j->iov[i].iov_base = page_at(b, j->page[i]) + seg->first * BLKRING_SECTOR;
+        j->iov[i].iov_base = segment_data(j, i);
         j->iov[i].iov_len = (size_t)seg->sectors * BLKRING_SECTOR;
     }
     j->pages = req->segs;
@@ -367,11 +373,11 @@ static void copy_segment(xengnttab_grant_copy_segment_t *c, const struct job *j,
     guest.foreign.offset = (uint16_t)(seg->first * BLKRING_SECTOR);
     guest.foreign.domid = (uint16_t)j->b->domid;
     memset(&here, 0, sizeof(here));
-    here.virt = j->iov[i].iov_base;
+    here.virt = segment_data(j, i);
     memset(c, 0, sizeof(*c));
     c->source = in ? guest : here;
     c->dest = in ? here : guest;
-    c->len = (uint16_t)j->iov[i].iov_len;
+    c->len = (uint16_t)(seg->sectors * BLKRING_SECTOR);
     c->flags = in ? GNTCOPY_source_gref : GNTCOPY_dest_gref;
 }
 
