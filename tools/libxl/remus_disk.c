@@ -20,6 +20,8 @@
 
 #define PATH_BYTES   256u
 #define POLL_US      1000u
+#define NUDGE_MS     100u           /* without an answer: the guest runs for a moment */
+#define NUDGE_US     2000u
 #define DRIVER       "/sys/bus/xen-backend/drivers/vbd/"
 #define STATE_READY  4u             /* XenbusStateConnected */
 
@@ -283,8 +285,21 @@ static bool drained(void *const *pages, const struct remus_disk *d)
     return true;
 }
 
-static int wait_drained(xengnttab_handle *xgt, const struct remus_disk *d, uint64_t deadline)
+/*
+ * A vCPU that was paused between making a request visible and notifying blkback has left one that
+ * nobody is going to answer: the guest goes on for a moment, and is paused again.
+ */
+static void let_it_notify(xc_interface *xch, const struct remus_disk *d)
 {
+    xc_domain_unpause(xch, d->domid);
+    usleep(NUDGE_US);
+    xc_domain_pause(xch, d->domid);
+}
+
+static int wait_drained(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
+                        uint64_t deadline)
+{
+    uint64_t nudge = now_ms() + NUDGE_MS;
     void *pages[REMUS_DISK_RINGS_MAX] = { NULL };
     uint32_t i;
     int rc = 0;
@@ -295,6 +310,10 @@ static int wait_drained(xengnttab_handle *xgt, const struct remus_disk *d, uint6
     }
     while (!rc && !drained(pages, d)) {
         rc = now_ms() >= deadline ? -ETIMEDOUT : 0;
+        if (!rc && now_ms() >= nudge) {
+            let_it_notify(xch, d);
+            nudge = now_ms() + NUDGE_MS;
+        }
         usleep(POLL_US);
     }
     for (i = 0; i < d->rings; i++) {
@@ -331,7 +350,7 @@ int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus
                     unsigned int timeout_ms, char *error)
 {
     uint64_t deadline = now_ms() + timeout_ms;
-    int rc = wait_drained(xgt, d, deadline);
+    int rc = wait_drained(xch, xgt, d, deadline);
 
     if (rc) {
         say(error, "domain %u disk %u: its requests are not all answered: %s", d->domid,

@@ -45,8 +45,10 @@ int remus_disks_read(struct xs_handle *xs, uint32_t domid, struct remus_disk *di
 int remus_disk_open(const struct remus_disk *d, char *error);
 
 /*
- * From blkback; the guest is paused or suspended.  Waits up to timeout_ms for requests under way
- * (-ETIMEDOUT: blkback still has the disk), then for the port.  Nobody serves the disk afterwards.
+ * From blkback; the guest is paused, once, by the caller (it runs for moments in between where it
+ * has made a request and was paused before it could say so).  Waits up to timeout_ms for requests
+ * under way (-ETIMEDOUT: blkback still has the disk), then for the port.  Nobody serves the disk
+ * afterwards.
  */
 int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
