@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Figures of the lab against the distribution's tools and an unprotected guest, in one run.
 
-    tests/bench/lab_bench.py [stops|saver|traffic]...
+    tests/bench/lab_bench.py [stops|saver|traffic|disks]...
 
 Hosts are emulated and share two cores: only the ratios mean anything.
 """
 
+import json
 import os
 import statistics
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 
 import colo  # noqa: E402
 import labtest  # noqa: E402
+import test_blkd  # noqa: E402
 from lablib import common  # noqa: E402
 
 INTERVAL_MS = 500
@@ -23,6 +25,9 @@ SAMPLE_S = 30
 ROUNDS = 3
 BULK_BYTES = 2000000
 DIRTY_PAGES_PER_S = 500
+DISK_MB = 128
+FIO_S = 6
+FIO_ROUNDS = 2
 
 
 def row(name, ours, theirs, unit, ratio):
@@ -107,7 +112,70 @@ def traffic(lab):
     print("checkpoints %d, asked for: %s" % (status["checkpoints"], status["requested"]))
 
 
-PARTS = {"stops": stops, "saver": saver, "traffic": traffic}
+# What fio does: its options, the figure of its report, and how it is called.
+FIO_JOBS = [
+    ("--rw=randread --bs=4k --iodepth=16", "read", "iops", "random 4 KB reads, IOPS"),
+    ("--rw=randwrite --bs=4k --iodepth=16", "write", "iops", "random 4 KB writes, IOPS"),
+    ("--rw=read --bs=1M --iodepth=4", "read", "bw", "sequential 1 MB reads, KiB/s"),
+    ("--rw=write --bs=1M --iodepth=4", "write", "bw", "sequential 1 MB writes, KiB/s"),
+]
+
+# dom0's fio, with its libraries, as a file system for the guests, the same on both hosts.
+FIO_IMAGE = r"""
+cd /var/lib/lab && [ -e fio.img ] && exit
+rm -rf fio && mkdir -p fio
+for file in /usr/bin/fio $(ldd /usr/bin/fio | grep -o '/[^ ]*'); do cp -L "$file" fio/; done
+mke2fs -q -t ext4 -d fio fio.img 96M
+scp -q fio.img b:/var/lib/lab/
+"""
+
+
+def fio(guest, figures):
+    """Each job once."""
+    for options, direction, figure, name in FIO_JOBS:
+        report = guest.run(
+            "[ -e /mnt/fio ] || { mkdir -p /mnt && mount -t ext4 -o ro /dev/xvdb /mnt; }\n"
+            "/mnt/ld-linux-x86-64.so.2 --library-path /mnt /mnt/fio --name=x --filename=/dev/xvda "
+            "--ioengine=libaio --direct=1 %s --runtime=%d --time_based --size=%dM "
+            "--output-format=json" % (options, FIO_S, DISK_MB), 180)
+        job = json.loads(report[report.index("{"):])["jobs"][0]
+        figures.setdefault(name, []).append(job[direction][figure])
+
+
+def disks(lab):
+    """One file as a guest's disk behind four backends in turn."""
+    image = "/var/lib/lab/g1.img"
+    lab.put_in_order()
+    for host in ("a", "b"):
+        lab.execute(host, "mkdir -p /var/lib/lab; dd if=/dev/zero of=%s bs=1M count=%d "
+                    "status=none" % (image, DISK_MB), timeout_s=120)
+    lab.execute("a", FIO_IMAGE, timeout_s=120)
+    options = {"disk_mb": DISK_MB, "memory_mb": 192,
+               "disks": ("format=raw,vdev=xvdb,access=ro,target=/var/lib/lab/fio.img",)}
+    blkback, qdisk, alone, protected = {}, {}, {}, {}
+    for _ in range(FIO_ROUNDS):
+        lab.put_in_order()
+        guest = lab.guest("a", disk_options="backendtype=qdisk", **options)
+        fio(guest, qdisk)
+        lab.put_in_order()
+        disk = test_blkd.Disk(lab, workers=0, **options)
+        fio(disk.guest, blkback)
+        disk.do("take")
+        fio(disk.guest, alone)
+        disk.do("give")
+        disk.process.kill()
+        session = colo.Session(lab, disk.guest, verify=False)
+        session.wait_protected(300)
+        fio(disk.guest, protected)
+        session.stop()
+    for _, _, _, name in FIO_JOBS:
+        b, q, a, p = (statistics.mean(f[name]) for f in (blkback, qdisk, alone, protected))
+        for title, ours, theirs in ((", colo-blkd : qdisk", a, q), (", colo-blkd : blkback", a, b),
+                                    (", protected : blkback", p, b)):
+            row(name.split(",")[0] + title, ours, theirs, name.split(", ")[1], ours / theirs)
+
+
+PARTS = {"stops": stops, "saver": saver, "traffic": traffic, "disks": disks}
 
 
 def main(argv):
@@ -115,6 +183,7 @@ def main(argv):
     if unknown:
         print("usage: lab_bench.py [%s]..." % "|".join(PARTS))
         return 2
+    os.environ["LAB_FLAVOUR"] = "bench"
     lab = labtest.TestLab(os.environ.get("LAB") or "bench")
     lab.begin("bench")
     was_up = bool(lab.hosts())

@@ -62,6 +62,9 @@ for path in /sys/class/net/*; do
 done
 for dev in client repl; do tc qdisc del dev $dev root; done
 nft flush ruleset
+umount /var/lib/lab/small 2>/dev/null
+[ -e /dev/mapper/g1 ] && dmsetup remove g1
+losetup -D
 rm -f /run/xen/remus/*.json
 i=0
 while left=$(xl list | awk 'NR > 1 && $2 > 0'); [ -n "$left" ] && [ "$i" -lt 20 ]; do
@@ -165,6 +168,15 @@ class Guest:
             s.sendall(line.encode() + b"\n")
             with s.makefile("r") as stream:
                 return stream.readline().rstrip("\n")
+
+    def run(self, script, timeout_s=60):
+        """Run a shell script in the guest; return what it printed. It has to succeed."""
+        with self.connect(7011, timeout_s) as s:
+            s.sendall(("exec 2>&1\n(\n%s\n)\necho \" exit $?\"\nexit\n" % script).encode())
+            with s.makefile("r") as stream:
+                output, _, status = stream.read().rpartition(" exit ")
+        equal(status.strip(), "0", "exit status of %r in %s: %s" % (script, self.name, output))
+        return output
 
     def ask_udp(self, port, payload, timeout_s=10, ip=None):
         """One datagram and its answer; sent again each second, as UDP may lose it."""
@@ -353,7 +365,7 @@ class TestLab(Lab):
             return Guest(self, name, self.guest_create(host, name, vcpus, memory_mb, kind,
                                                        nets=nets, **options))
         ip, mac = self.guest_addresses(name)
-        config = self.guest_config(name, ip, mac, vcpus, memory_mb, kind, None, (), nets)
+        config = self.guest_config(name, ip, mac, vcpus, memory_mb, kind, (), (), nets)
         saved = "/var/lib/lab/saved/%s" % common.hash_strings(config)[:16]
         if self.execute(host, "test -e " + saved, check=False, timeout_s=30).returncode != 0:
             self.guest_create(host, name, vcpus, memory_mb, kind, nets=nets)

@@ -77,7 +77,8 @@ class Disk:
         now = self.counts()
         equal((now["errors"], now["wrong"]), (0, 0), "errors and wrong sectors")
         console = self.guest.console(HOST)
-        check("I/O error" not in console and "blkfront" not in console, console[-800:])
+        for words in ("I/O error", "response has wrong", "disabled for further use"):
+            check(words not in console, console[-800:])
 
 
 @deadline(400)

@@ -30,7 +30,7 @@ def refused(lab, command, *words, status=2, host="a"):
 def create(lab, name, *lines, host="a", paused=True, edit=lambda text: text):
     """A domain with lines of the lab's configuration replaced or added; paused: it never runs."""
     ip, mac = lab.guest_addresses("g1")
-    text = edit(lab.guest_config(name, ip, mac, 1, 128, "pvh", None, ()))
+    text = edit(lab.guest_config(name, ip, mac, 1, 128, "pvh", (), ()))
     keys = [line.split("=")[0].strip() for line in lines] + ["vif"] * paused
     kept = [line for line in text.splitlines() if line.split("=")[0].strip() not in keys]
     lab.execute(host, "cat > /tmp/%s.cfg" % name, stdin="\n".join(kept + list(lines)) + "\n")
@@ -151,7 +151,7 @@ def test_every_refusal_says_what_to_do(lab):
     refused(lab, "xl remus --colo many b", "33 vCPUs", "32")
     lab.execute("a", "truncate -s 1M /tmp/disk.img")
     create(lab, "disk", 'disk = ["format=raw, vdev=xvda, access=rw, target=/tmp/disk.img"]')
-    refused(lab, "xl remus --colo disk b", "1 disk", "-d")
+    refused(lab, "xl remus --colo disk b", "paused", "disk 51712 is not connected")
     refused(lab, "xl remus --colo -d disk b", "writable", "-F")
     got, text = run(lab, "xl remus --colo -d -F disk b")
     check(got == 2 and "writable" not in text and "paused" in text, text)

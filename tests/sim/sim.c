@@ -23,6 +23,8 @@ static void choose(struct world *w)
 
     w->mode = remus_mode_by_name(mode_names[chance(w, 16)]);
     w->net = chance(w, 20) != 0;
+    w->disk.has = chance(w, 4) != 0;
+    w->disk.slow_us = chance(w, 2) ? between(w, 1, 20 * MS) : 0;
     w->latency_us = between(w, 30, chance(w, 3) ? 500 : 10 * MS);
     w->jitter_us = chance(w, 2 * w->latency_us);
     w->client_us = between(w, 5 * MS, 60 * MS);
@@ -69,6 +71,7 @@ static bool run(struct world *w, uint64_t seed)
     faults_choose(w);
     node_start(w);
     post(w, K_CLIENT, REMUS_PRIMARY, w->client_us);
+    post(w, K_MERGE, REMUS_SECONDARY, w->latency_us);
     if (w->noise_us) {
         post(w, K_NOISE, REMUS_PRIMARY, w->noise_us);
         post(w, K_NOISE, REMUS_SECONDARY, w->noise_us);
@@ -87,6 +90,10 @@ static bool run(struct world *w, uint64_t seed)
         case K_FAULT:
             fault_fire(w, &w->fault[e.a]);
             last_fault = w->now;
+            break;
+        case K_MERGE:
+            disk_merge(w);
+            post(w, K_MERGE, REMUS_SECONDARY, w->now + between(w, 1, 100 * MS));
             break;
         default:
             node_handle(w, &e);

@@ -5,6 +5,7 @@
  *        |
  *    [proxy] primary guest     link, two directions     secondary guest (shadow backend)
  *        primary node  =====  packet channel, two  =====  secondary node
+ *               disk   =====  disk channel         =====  disk and what lies over it
  *                  \                                   /
  *                    ---------- arbiter --------------
  *
@@ -25,12 +26,14 @@
 #include <stdio.h>
 
 #include "tools/libxl/remus_core.h"
+#include "tools/remus/blkview.h"
 
 #define PAGES           8u     /* of a guest: few, so that every one is dirtied now and then */
 #define RX_ROOM         16u
 #define QUEUE_ROOM      128u
 #define OUTS_ROOM       256u   /* secondary's outputs of one epoch that the proxy keeps */
 #define SNAPS           8u
+#define SIM_SECTORS     64u    /* of the disk */
 #define NEVER           UINT64_MAX
 #define MS              1000u
 
@@ -50,6 +53,9 @@ enum sim_break {
     BREAK_BITMAP_LOST,           /* an epoch goes on after its dirty bitmap was consumed */
     BREAK_NO_COMPARE,            /* any output of the secondary releases the primary's */
     BREAK_ACK_EARLY,             /* ACK before the epoch is complete */
+    BREAK_DISK_EARLY,            /* ... before what was written to the disk is there */
+    BREAK_DISK_COMMIT_ALL,       /* a checkpoint commits what the primary wrote after it, too */
+    BREAK_DISK_OVERLAY,          /* the copy writes to its disk */
     BREAK_COUNT
 };
 extern const char *const sim_break_names[BREAK_COUNT];
@@ -66,9 +72,10 @@ struct guest {
     uint32_t newest;             /* output; 0 is the root */
     uint64_t rx[RX_ROOM];        /* in the ring while the guest is stopped */
     unsigned int rx_count;
+    uint64_t wrote[SIM_SECTORS]; /* what it knows of its disk */
 };
 
-struct snapshot { struct guest guest; uint32_t carried; uint64_t epoch; };
+struct snapshot { struct guest guest; uint32_t carried; uint64_t epoch, disk_epoch; };
 
 /* ---- Events --------------------------------------------------------------------------------- */
 
@@ -76,6 +83,8 @@ enum sim_kind {
     K_CLIENT, K_NOISE, K_FAULT,
     K_LINK,                      /* a frame, or the end of the connection, reaches .node */
     K_PACKET,                    /* the same on the packet channel */
+    K_DISK,                      /* something of the primary's disk reaches the secondary */
+    K_MERGE,                     /* the secondary's disk gets some of what lies over it */
     K_ANSWER,                    /* an action of .node is done */
     K_SUSPEND,                   /* the guest suspends */
     K_CHUNK,                     /* the sender of an epoch goes on */
@@ -85,6 +94,7 @@ enum sim_kind {
 };
 
 enum packet_kind { PACKET_INPUT, PACKET_OUTPUT, PACKET_EOF };
+enum disk_kind { DISK_WRITE, DISK_EPOCH };
 
 struct sim_event {
     uint64_t at, order;
@@ -121,7 +131,27 @@ struct node {
     uint64_t complete;           /* newest epoch that is whole in memory */
 };
 
-struct direction { uint64_t blocked_until, link_last, packet_last; };
+struct direction { uint64_t blocked_until, link_last, packet_last, disk_last; };
+
+/* See sim_disk.c. */
+struct sim_disk {
+    bool has;
+    uint64_t slow_us;            /* the secondary's, to take a write */
+    bool replicates, staged;     /* primary */
+    uint64_t epoch;              /* that runs */
+    /* secondary */
+    uint64_t secondary[SIM_SECTORS], store[BLKVIEW_LAYERS][SIM_SECTORS];
+    struct blkview *view;
+    bool direct;                 /* no epoch yet: writes go to the disk */
+    uint64_t here;               /* the newest that has ended */
+    uint64_t received;           /* epoch whose memory is here, and not yet its disk's writes */
+    bool changed;                /* all of what is read from it may be something else */
+    uint32_t touched;            /* ... some of it: any so many sectors are looked at */
+    unsigned int waits;
+    bool merging;
+    uint32_t merge_at;
+    struct blkview_piece run;
+};
 
 struct proxy {
     bool protects, held, input_stopped, wanted;
@@ -155,6 +185,7 @@ struct world {
     struct direction to[2];      /* towards that role */
     struct proxy proxy;
     struct client client;
+    struct sim_disk disk;
     struct snapshot snap[SNAPS];
     enum oracle oracle;
     int winner;                  /* -1: none yet */
@@ -201,6 +232,17 @@ void shadow_queue(struct world *w, uint64_t epoch, uint64_t input);
 void shadow_pump(struct world *w);
 void shadow_open(struct world *w);
 
+/* sim_disk.c */
+void disk_reset(struct world *w);
+void disk_read(struct world *w, uint32_t sector, uint32_t sectors, uint64_t *values);
+void disk_write(struct world *w, enum remus_role role, uint32_t sector, uint64_t value);
+void disk_cut(struct world *w);
+void disk_event(struct world *w, const struct sim_event *e);
+void disk_complete(struct world *w);
+void disk_commit(struct world *w, uint64_t epoch);
+void disk_takeover(struct world *w);
+void disk_merge(struct world *w);
+
 /* sim_node.c: executors, link, arbiter, faults */
 const char *event_name(enum remus_event_type type);
 void node_start(struct world *w);
@@ -209,6 +251,8 @@ void node_handle(struct world *w, const struct sim_event *e);
 void link_close(struct world *w, enum remus_role role);
 void packet_send(struct world *w, enum remus_role to, enum packet_kind kind, uint64_t a,
                  uint64_t b, uint64_t c);
+void disk_send(struct world *w, enum disk_kind kind, uint64_t epoch, uint64_t sector,
+               uint64_t value);
 void faults_choose(struct world *w);
 void fault_fire(struct world *w, struct fault *f);
 void faults_of_state(struct world *w, enum remus_role role);

@@ -50,6 +50,29 @@ static void check_knowledge(struct world *w)
     }
 }
 
+/* What a guest of the secondary wrote, it finds; what it never wrote, or the primary wrote after
+ * the checkpoint that it goes on from, it does not. */
+static void check_disk(struct world *w)
+{
+    const uint32_t first = w->disk.changed ? 0 : (uint32_t)(w->steps % SIM_SECTORS);
+    const uint32_t count = w->disk.changed ? SIM_SECTORS : w->disk.touched;
+    uint64_t found[SIM_SECTORS];
+
+    if (!count || first + count > SIM_SECTORS) {
+        return;
+    }
+    w->disk.changed = false;
+    w->disk.touched = 0;
+    disk_read(w, first, count, found);
+    for (uint32_t i = 0; i < count; i++) {
+        if (found[i] != S->guest.wrote[first + i]) {
+            violation(w, "the secondary's guest wrote something else to sector %u of its disk "
+                      "than it finds", first + i);
+            return;
+        }
+    }
+}
+
 void check_step(struct world *w)
 {
     if (w->net && S->open && !S->host_dead && proxy_open(w)) {
@@ -61,6 +84,9 @@ void check_step(struct world *w)
     if (S->open && world_is_kept(w) && S->guest.inputs < w->client.acked) {
         violation(w, "input %llu, which the client believes delivered, is lost",
                   (unsigned long long)S->guest.inputs);
+    }
+    if (S->running && S->domain && w->disk.has && !S->torn) {
+        check_disk(w);
     }
     check_knowledge(w);
     if (P->domain && !P->running && !P->ended && !P->hung && !P->host_dead &&

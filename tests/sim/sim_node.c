@@ -26,6 +26,9 @@ const char *const sim_break_names[BREAK_COUNT] = {
     [BREAK_BITMAP_LOST] = "bitmap-lost",
     [BREAK_NO_COMPARE] = "no-compare",
     [BREAK_ACK_EARLY] = "ack-early",
+    [BREAK_DISK_EARLY] = "disk-early",
+    [BREAK_DISK_COMMIT_ALL] = "disk-commit-all",
+    [BREAK_DISK_OVERLAY] = "disk-overlay",
 };
 
 static const char *const event_names[] = {
@@ -121,6 +124,19 @@ void packet_send(struct world *w, enum remus_role to, enum packet_kind kind, uin
     e->c = c;
 }
 
+void disk_send(struct world *w, enum disk_kind kind, uint64_t epoch, uint64_t sector,
+               uint64_t value)
+{
+    uint64_t at = arrival(w, &w->to[REMUS_SECONDARY].disk_last) + chance(w, w->disk.slow_us + 1);
+    struct sim_event *e = post(w, K_DISK, REMUS_SECONDARY, at);
+
+    w->to[REMUS_SECONDARY].disk_last = at;
+    e->event.value = kind;
+    e->a = epoch;
+    e->b = sector;
+    e->c = value;
+}
+
 /* ---- Executors ------------------------------------------------------------------------------ */
 
 static void answer(struct world *w, enum remus_role role, enum remus_event_type type,
@@ -159,6 +175,7 @@ static void primary_runs(struct world *w)
 {
     if (!P->running && P->domain && !P->hung) {
         P->running = true;
+        disk_cut(w);
         guest_runs(w, REMUS_PRIMARY);
     }
 }
@@ -170,6 +187,7 @@ static void stage(struct world *w, uint64_t epoch)
     snap->guest = P->guest;
     snap->carried = P->guest.dirty;
     snap->epoch = epoch;
+    snap->disk_epoch = w->disk.epoch;
     P->guest.dirty = 0;
 }
 
@@ -217,6 +235,7 @@ static void primary_action(struct world *w, const struct remus_action *a, bool g
         break;
     case RA_SUSPEND:
         P->suspend_pending = true;
+        w->disk.staged = false;
         if (w->hang && P->running) {
             P->hung = true;
             primary_stops(w);
@@ -528,6 +547,8 @@ static void apply_done(struct world *w, const struct remus_event *event)
     }
     g->dirty = 0;
     g->inputs = snap->guest.inputs;
+    memcpy(g->wrote, snap->guest.wrote, sizeof(g->wrote));
+    disk_commit(w, snap->disk_epoch);
     g->newest = snap->guest.newest;
     memcpy(g->rx, snap->guest.rx, sizeof(g->rx));
     g->rx_count = snap->guest.rx_count;
@@ -555,6 +576,7 @@ static void take_over(struct world *w, const struct remus_event *event)
         return;
     }
     w->takeovers++;
+    disk_takeover(w);
     S->running = S->open = true;
     shadow_open(w);
     guest_runs(w, REMUS_SECONDARY);
@@ -600,6 +622,7 @@ static void node_answer(struct world *w, const struct sim_event *e)
             violation(w, "a checkpoint is staged while the guest runs");
         }
         stage(w, n->core.pending_epoch);
+        w->disk.staged = true;
         break;
     case RE_CUT_DONE:
         if (e->generation != n->operation || n->daemon_dead) {
@@ -617,6 +640,7 @@ static void node_answer(struct world *w, const struct sim_event *e)
         break;
     case RE_UNPROTECTED:
         proxy_unprotect(w);
+        w->disk.replicates = false;
         break;
     case RE_APPLIED:
         if (e->generation == n->applying) {
@@ -649,7 +673,9 @@ static void node_frame(struct world *w, const struct sim_event *e)
         attempt(w, REMUS_SECONDARY, RE_BUILT, &w->bad_build, ++S->applying, 10 * MS, 300 * MS);
         S->domain = true;
     } else if (event.type == RE_PEER_EPOCH_COMPLETE) {
-        n->complete = event.epoch;
+        w->disk.received = event.epoch;
+        disk_complete(w);
+        return;
     } else if (event.type == RE_PEER_EPOCH_FRAME) {
         if (w->mutation == BREAK_PARTIAL_APPLY) {
             n->torn = true;
@@ -773,6 +799,9 @@ void node_handle(struct world *w, const struct sim_event *e)
             node_answer(w, e);
         }
         break;
+    case K_DISK:
+        disk_event(w, e);
+        break;
     case K_SUSPEND:
         guest_suspends(w, e);
         break;
@@ -871,6 +900,7 @@ static void kill_coordinator(struct world *w, enum remus_role role)
     n->coordinator_dead = true;
     n->sending++;
     if (role == REMUS_PRIMARY) {
+        w->disk.replicates = false;
         if (w->proxy.protects) {
             w->proxy.held = true; /* the packet daemon sees its control connection end */
         }
@@ -961,7 +991,12 @@ void fault_fire(struct world *w, struct fault *f)
         }
         break;
     case FAULT_GLITCH:
-        w->to[0].blocked_until = w->to[1].blocked_until = w->now + chance(w, 200 * MS * few);
+        few = w->now + chance(w, 200 * MS * few);
+        for (int i = 0; i < 2; i++) { /* what was cut stays so: its bytes are lost */
+            if (w->to[i].blocked_until != NEVER) {
+                w->to[i].blocked_until = few;
+            }
+        }
         break;
     case FAULT_SUSPEND:
         w->bad_suspend = (unsigned int)few;

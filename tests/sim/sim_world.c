@@ -132,7 +132,7 @@ bool take(struct world *w, struct sim_event *out)
             put_off(w, out, w->node[out->node].frozen_until + 1);
             continue;
         }
-        if ((out->kind == K_LINK || out->kind == K_PACKET) &&
+        if ((out->kind == K_LINK || out->kind == K_PACKET || out->kind == K_DISK) &&
             w->now < w->to[out->node].blocked_until) {
             if (w->to[out->node].blocked_until != NEVER) {
                 put_off(w, out, w->to[out->node].blocked_until);
@@ -230,6 +230,9 @@ static void guest_process(struct world *w, enum remus_role role, uint64_t input)
     g->page[k] = mix(g->page[k], input);
     g->dirty |= 1u << k;
     g->inputs++;
+    if (w->disk.has && input % 3) {
+        disk_write(w, role, (uint32_t)(mix(input, 1) % SIM_SECTORS), mix(g->page[k], 1));
+    }
     if (answers(w, input)) {
         g->newest = output_add(w, g->newest, mix(g->page[k], g->inputs), g->inputs);
         new_output(w, role);
@@ -273,6 +276,9 @@ void guest_noise(struct world *w, enum remus_role role)
     if (w->node[role].running && w->node[role].domain && !w->node[role].ended) {
         g->page[k] = mix(g->page[k], chance(w, NEVER));
         g->dirty |= 1u << k;
+        if (w->disk.has) {
+            disk_write(w, role, (uint32_t)chance(w, SIM_SECTORS), g->page[k]);
+        }
     }
 }
 
@@ -560,6 +566,7 @@ void world_reset(struct world *w, uint64_t seed)
     enum sim_break mutation = w->mutation;
     bool tracing = w->trace;
 
+    blkview_free(w->disk.view);
     memset(w, 0, sizeof(*w));
     w->output = output;
     w->output_room = output_room;
@@ -578,10 +585,12 @@ void world_reset(struct world *w, uint64_t seed)
     }
     w->output[0] = (struct output){ 0 };
     w->outputs = 1;
+    disk_reset(w);
 }
 
 void world_free(struct world *w)
 {
     free(w->output);
     free(w->heap);
+    blkview_free(w->disk.view);
 }

@@ -184,6 +184,55 @@ static void it_does_what_the_model_does(void **state)
     blkmap_free(m);
 }
 
+/* Killed at any moment between two calls: what opens the memory finds what is left. */
+static void a_frozen_map_is_what_it_was_for_whoever_opens_it(void **state)
+{
+    static bool model[DISK];
+    struct blkmap *m = new_map(SLOTS);
+    uint32_t seed = 7, step;
+    size_t bytes;
+    void *memory;
+
+    (void)state;
+    memset(model, 0, sizeof(model));
+    for (step = 0; step < 300; step++) {
+        const uint32_t sectors = 1 + random_below(&seed, 20);
+        const uint32_t sector = random_below(&seed, DISK - 20);
+
+        if (blkmap_put(m, sector, sectors) == 0) {
+            memset(model + sector, true, sectors);
+        }
+    }
+    bytes = blkmap_frozen_bytes(m);
+    memory = calloc(1, bytes);
+    assert_non_null(memory);
+    blkmap_freeze(m, memory);
+    compare(m, model);
+    assert_int_equal(blkmap_put(m, 0, 1), -EROFS);
+    for (step = 0; step < 600; step++) {
+        const uint32_t sectors = 1 + random_below(&seed, step % 50 ? 30 : DISK / 2);
+        const uint32_t sector = random_below(&seed, DISK - sectors);
+
+        blkmap_drop(m, sector, sectors);
+        memset(model + sector, false, sectors);
+        if (step % 10 == 0) {
+            blkmap_free(m);
+            assert_int_equal(blkmap_open(&m, memory, bytes), 0);
+        }
+        compare(m, model);
+    }
+    blkmap_clear(m);
+    assert_int_equal(blkmap_count(m), 0);
+    blkmap_free(m);
+    assert_int_equal(blkmap_open(&m, memory, bytes - 1), -EINVAL);
+    assert_int_equal(blkmap_open(&m, memory, 4), -EINVAL);
+    memset(memory, 0xff, bytes);
+    assert_int_equal(blkmap_open(&m, memory, bytes), -EINVAL);
+    *(uint32_t *)memory = 64;       /* no entry is free */
+    assert_int_equal(blkmap_open(&m, memory, bytes), -EINVAL);
+    free(memory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -192,6 +241,7 @@ int main(void)
         cmocka_unit_test(sizes_that_make_no_sense_are_refused),
         cmocka_unit_test(a_discard_of_nearly_everything_leaves_the_rest),
         cmocka_unit_test(it_does_what_the_model_does),
+        cmocka_unit_test(a_frozen_map_is_what_it_was_for_whoever_opens_it),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

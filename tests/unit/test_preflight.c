@@ -130,7 +130,9 @@ PRIMARY(too_many_vcpus, f.guest.vcpus = 33, "33 vCPUs", "32")
 PRIMARY(a_passed_through_device, f.guest.passthrough = 1, "passed-through", "detach")
 PRIMARY(a_device_of_another_kind, f.guest.other_devices = 1; strcpy(f.guest.other_device, "vtpm"),
         "vtpm", "detach")
-PRIMARY(a_disk, f.guest.disks = 1, "disk", "-d")
+PRIMARY(a_disk_that_cannot_be_taken_over,
+        f.guest.disks = 1; strcpy(f.guest.disk_error, "disk 51712 is not connected"),
+        "disk 51712", "not connected")
 PRIMARY(a_writable_disk_with_d_alone,
         f.guest.disks = f.guest.writable_disks = 1; f.wishes.no_disk = true, "writable", "-F")
 PRIMARY(an_interface_of_another_backend, f.guest.vif[0].kernel_backend = false, "interface 0",
@@ -150,6 +152,14 @@ PRIMARY(a_missing_device, strcpy(f.host.missing_device, "/dev/xen/evtchn");
         strcpy(f.host.missing_module, "xen-evtchn"), "/dev/xen/evtchn", "modprobe xen-evtchn")
 PRIMARY(a_kernel_that_cannot_hold_packets, f.host.nft_queue = false;
         strcpy(f.host.nft_error, "no such expression"), "no such expression", "nft_queue")
+
+static void a_disk_is_fine(void **state)
+{
+    (void)state;
+    f.guest.disks = f.guest.writable_disks = f.guest.disk_count = 1;
+    on_primary();
+    assert_int_equal(f.refusals.count, 0);
+}
 
 static void d_accepts_read_only_disks_and_with_f_all(void **state)
 {
@@ -201,6 +211,12 @@ SECONDARY(a_copy_that_is_left_there, f.meets.incoming_taken = true, "web1--incom
 SECONDARY(too_little_memory_for_xen, f.host.xen_free_kb = 139999, "136 MiB", "Xen has")
 SECONDARY(too_little_memory_for_the_mirror, f.host.dom0_free_kb = 131072 + 65535, "192 MiB", "dom0")
 SECONDARY(a_bridge_that_is_missing, f.meets.bridge_there[0] = false, "bridge br0", "same name")
+SECONDARY(a_disk_that_is_missing_there,
+          f.guest.disk_count = 1; strcpy(f.guest.disk[0].path, "/dev/vg/web1");
+          f.guest.disk[0].sectors = 4097; f.meets.disk_rc[0] = -ENOENT, "/dev/vg/web1", "3 MiB")
+SECONDARY(a_disk_that_is_smaller_there,
+          f.guest.disk_count = 1; strcpy(f.guest.disk[0].path, "/dev/vg/web1");
+          f.guest.disk[0].sectors = 4097; f.meets.disk_sectors[0] = 4096, "4096 sectors", "4097")
 SECONDARY(a_bridge_of_another_kind, f.meets.bridge_foreign[0] = true, "br0", "Linux kernel")
 SECONDARY(a_missing_tun, strcpy(f.host.missing_device, "/dev/net/tun");
           strcpy(f.host.missing_module, "tun"), "/dev/net/tun", "modprobe tun")
@@ -407,7 +423,10 @@ int main(void)
         T(too_many_vcpus),
         T(a_passed_through_device),
         T(a_device_of_another_kind),
-        T(a_disk),
+        T(a_disk_that_cannot_be_taken_over),
+        T(a_disk_is_fine),
+        T(a_disk_that_is_missing_there),
+        T(a_disk_that_is_smaller_there),
         T(a_writable_disk_with_d_alone),
         T(an_interface_of_another_backend),
         T(an_interface_that_is_not_connected),

@@ -73,8 +73,8 @@ static void a_secret_of_wrong_text_is_refused(void **state)
 
 struct acceptor {
     pthread_t thread;
-    int listen_fd, cancel_fd, link, packets, rc;
-    bool want_packets;
+    int listen_fd, cancel_fd, fds[REMUS_CHANNELS], rc;
+    unsigned int wanted;
     unsigned int deadline_ms;
     uint16_t port;
     uint8_t secret[REMUS_SECRET_BYTES];
@@ -85,16 +85,19 @@ static void *accept_thread(void *arg)
 {
     struct acceptor *a = arg;
 
-    a->rc = remus_accept_channels(a->listen_fd, a->secret, a->want_packets, a->deadline_ms,
-                                  a->cancel_fd, &a->link, &a->packets, a->error);
+    a->rc = remus_accept_channels(a->listen_fd, a->secret, a->wanted, a->deadline_ms, a->cancel_fd,
+                                  a->fds, a->error);
     return NULL;
 }
 
-static void acceptor_start(struct acceptor *a, bool want_packets, unsigned int deadline_ms,
+#define ONE  (1u << REMUS_CHANNEL_LINK)
+#define BOTH (ONE | 1u << REMUS_CHANNEL_PACKETS)
+
+static void acceptor_start(struct acceptor *a, unsigned int wanted, unsigned int deadline_ms,
                            int cancel_fd)
 {
     memset(a, 0, sizeof(*a));
-    a->want_packets = want_packets;
+    a->wanted = wanted;
     a->deadline_ms = deadline_ms;
     a->cancel_fd = cancel_fd;
     assert_int_equal(remus_secret_new(a->secret), 0);
@@ -145,22 +148,22 @@ static void both_channels_open_with_the_secret(void **state)
     int link, packets;
 
     (void)state;
-    acceptor_start(&a, true, 5000, -1);
+    acceptor_start(&a, BOTH, 5000, -1);
     /* The order does not matter. */
     packets = open_with(&a, REMUS_CHANNEL_PACKETS, a.secret);
     link = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
     acceptor_join(&a);
     assert_int_equal(a.rc, 0);
     assert_int_equal(write(link, "abc", 4), 4);
-    assert_int_equal(read(a.link, text, 4), 4);
+    assert_int_equal(read(a.fds[REMUS_CHANNEL_LINK], text, 4), 4);
     assert_string_equal(text, "abc");
-    assert_int_equal(write(a.packets, "xyz", 4), 4);
+    assert_int_equal(write(a.fds[REMUS_CHANNEL_PACKETS], "xyz", 4), 4);
     assert_int_equal(read(packets, text, 4), 4);
     assert_string_equal(text, "xyz");
     close(link);
     close(packets);
-    close(a.link);
-    close(a.packets);
+    close(a.fds[REMUS_CHANNEL_LINK]);
+    close(a.fds[REMUS_CHANNEL_PACKETS]);
 }
 
 static void without_network_only_the_link_is_awaited(void **state)
@@ -169,13 +172,13 @@ static void without_network_only_the_link_is_awaited(void **state)
     int link;
 
     (void)state;
-    acceptor_start(&a, false, 5000, -1);
+    acceptor_start(&a, ONE, 5000, -1);
     link = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
     acceptor_join(&a);
     assert_int_equal(a.rc, 0);
-    assert_int_equal(a.packets, -1);
+    assert_int_equal(a.fds[REMUS_CHANNEL_PACKETS], -1);
     close(link);
-    close(a.link);
+    close(a.fds[REMUS_CHANNEL_LINK]);
 }
 
 static void a_wrong_secret_is_turned_away_and_the_right_one_still_gets_in(void **state)
@@ -185,7 +188,7 @@ static void a_wrong_secret_is_turned_away_and_the_right_one_still_gets_in(void *
     int bad, link;
 
     (void)state;
-    acceptor_start(&a, false, 5000, -1);
+    acceptor_start(&a, ONE, 5000, -1);
     bad = open_with(&a, REMUS_CHANNEL_LINK, wrong);
     assert_true(closed_by_peer(bad));
     link = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
@@ -193,7 +196,7 @@ static void a_wrong_secret_is_turned_away_and_the_right_one_still_gets_in(void *
     assert_int_equal(a.rc, 0);
     close(bad);
     close(link);
-    close(a.link);
+    close(a.fds[REMUS_CHANNEL_LINK]);
 }
 
 static void guessing_ends_after_a_few_attempts(void **state)
@@ -203,7 +206,7 @@ static void guessing_ends_after_a_few_attempts(void **state)
     unsigned int i;
 
     (void)state;
-    acceptor_start(&a, true, 5000, -1);
+    acceptor_start(&a, BOTH, 5000, -1);
     for (i = 0; i < REMUS_OPEN_BAD_MAX; i++) {
         int fd = open_with(&a, REMUS_CHANNEL_LINK, wrong);
 
@@ -213,7 +216,7 @@ static void guessing_ends_after_a_few_attempts(void **state)
     acceptor_join(&a);
     assert_int_equal(a.rc, -EACCES);
     assert_non_null(strstr(a.error, "secret"));
-    assert_int_equal(a.link, -1);
+    assert_int_equal(a.fds[REMUS_CHANNEL_LINK], -1);
 }
 
 static void a_channel_opens_once_only(void **state)
@@ -222,7 +225,7 @@ static void a_channel_opens_once_only(void **state)
     int link, again, packets;
 
     (void)state;
-    acceptor_start(&a, true, 5000, -1);
+    acceptor_start(&a, BOTH, 5000, -1);
     link = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
     again = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
     assert_true(closed_by_peer(again));
@@ -232,8 +235,8 @@ static void a_channel_opens_once_only(void **state)
     close(link);
     close(again);
     close(packets);
-    close(a.link);
-    close(a.packets);
+    close(a.fds[REMUS_CHANNEL_LINK]);
+    close(a.fds[REMUS_CHANNEL_PACKETS]);
 }
 
 static void an_unknown_channel_version_or_magic_is_turned_away(void **state)
@@ -244,7 +247,7 @@ static void an_unknown_channel_version_or_magic_is_turned_away(void **state)
     int fd, link;
 
     (void)state;
-    acceptor_start(&a, false, 5000, -1);
+    acceptor_start(&a, ONE, 5000, -1);
     for (i = 0; i < 3; i++) {
         open = (struct remus_open){
             .magic = htole32(i == 0 ? 0x12345678 : REMUS_OPEN_MAGIC),
@@ -261,7 +264,7 @@ static void an_unknown_channel_version_or_magic_is_turned_away(void **state)
     acceptor_join(&a);
     assert_int_equal(a.rc, 0);
     close(link);
-    close(a.link);
+    close(a.fds[REMUS_CHANNEL_LINK]);
 }
 
 static void silent_connections_do_not_keep_the_right_one_out(void **state)
@@ -271,7 +274,7 @@ static void silent_connections_do_not_keep_the_right_one_out(void **state)
     unsigned int i;
 
     (void)state;
-    acceptor_start(&a, false, 5000, -1);
+    acceptor_start(&a, ONE, 5000, -1);
     for (i = 0; i < REMUS_OPEN_PENDING_MAX - 1; i++) {
         silent[i] = raw_connect(a.port);
         assert_int_equal(write(silent[i], "x", 1), 1);
@@ -282,7 +285,7 @@ static void silent_connections_do_not_keep_the_right_one_out(void **state)
     for (i = 0; i < REMUS_OPEN_PENDING_MAX - 1; i++)
         close(silent[i]);
     close(link);
-    close(a.link);
+    close(a.fds[REMUS_CHANNEL_LINK]);
 }
 
 static void nobody_coming_is_a_timeout(void **state)
@@ -290,7 +293,7 @@ static void nobody_coming_is_a_timeout(void **state)
     struct acceptor a;
 
     (void)state;
-    acceptor_start(&a, true, 100, -1);
+    acceptor_start(&a, BOTH, 100, -1);
     acceptor_join(&a);
     assert_int_equal(a.rc, -ETIMEDOUT);
 }
@@ -302,7 +305,7 @@ static void the_primary_giving_up_ends_the_wait(void **state)
 
     (void)state;
     assert_int_equal(pipe(pair), 0);
-    acceptor_start(&a, true, 10000, pair[0]);
+    acceptor_start(&a, BOTH, 10000, pair[0]);
     close(pair[1]);
     acceptor_join(&a);
     assert_int_equal(a.rc, -ECANCELED);

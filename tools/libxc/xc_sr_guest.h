@@ -32,7 +32,7 @@ int xc_sr_shared_info_gfn(const struct xc_sr_handles *h, uint64_t *gfn) XC_SR_MU
  *   grant entries 0 to GNTTAB_NR_RESERVED_ENTRIES - 1    dom0's own view of console and xenstore;
  *   GTF_reading, GTF_writing                           mappings held by the other host's backends.
  */
-#define XC_SR_ALWAYS_MAX 72u
+#define XC_SR_ALWAYS_MAX 1100u  /* 64 rings of disks have up to 16 pages each */
 
 /* ---- Grant table, version 1 ---- */
 

@@ -22,6 +22,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* xenctrl.h comes before any other header of Xen. */
+#include "tools/libxl/remus_disk.h"
+
 #include <libxl.h>
 #include <libxl_utils.h>
 #include <xen/sched.h>
@@ -181,6 +184,7 @@ static void close_backends(uint32_t domid)
         xs_write(xs, XBT_NULL, path, "6", 1);
     }
     free(names);
+    remus_disks_close(xs, domid);
     xs_close(xs);
 }
 

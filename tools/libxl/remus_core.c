@@ -1054,7 +1054,7 @@ static void p_operator(struct remus_core *c, const struct remus_event *e,
 
 static void p_daemon(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
 {
-    because(c, "the packet daemon ended: %s", text_of(e, "no reason given"));
+    because(c, "%s", text_of(e, "a daemon ended, without a reason"));
     p_stop_because(c, REMUS_STOP_FAILED, out);
 }
 
@@ -1328,7 +1328,7 @@ static void s_failed(struct remus_core *c, const struct remus_event *e, struct r
 
 static void s_daemon(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
 {
-    because(c, "the packet daemon ended: %s", text_of(e, "no reason given"));
+    because(c, "%s", text_of(e, "a daemon ended, without a reason"));
     s_give_up(c, out);
 }
 

@@ -11,18 +11,21 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_run.h"
 #include "tools/remus/blkring.h"
 
 #include <xen/event_channel.h>
+#include <xen/io/blkif.h>
 
 #define PATH_BYTES   256u
 #define POLL_US      1000u
-#define NUDGE_MS     100u           /* without an answer: the guest runs for a moment */
+#define NUDGE_AFTER_US 100000ull          /* without an answer: the guest runs for a moment */
 #define NUDGE_US     2000u
 #define DRIVER       "/sys/bus/xen-backend/drivers/vbd/"
+#define STATE_PUBLISHED 3u          /* XenbusStateInitialised: rings and ports are there */
 #define STATE_READY  4u             /* XenbusStateConnected */
 
 __attribute__((format(printf, 2, 3)))
@@ -33,14 +36,6 @@ static void say(char *error, const char *format, ...)
     va_start(args, format);
     vsnprintf(error, REMUS_DISK_ERROR_BYTES, format, args);
     va_end(args);
-}
-
-static uint64_t now_ms(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
 }
 
 /* ---- What xenstore says ---- */
@@ -107,7 +102,7 @@ static int read_rings(struct xs_handle *xs, const char *frontend, struct remus_d
     d->rings = (uint32_t)rings;
     for (i = 0; !rc && i < d->rings; i++) {
         d->ring[i] = (struct ctl_blk_attach){
-            .disk = d->info.disk, .ring = i, .pages = 1u << order,
+            .domid = d->domid, .disk = d->info.disk, .ring = i, .pages = 1u << order,
             .abi = old ? BLKRING_X86_32 : BLKRING_X86_64,
         };
         if (rings == 1) {
@@ -126,12 +121,16 @@ static int read_backend(struct xs_handle *xs, struct remus_disk *d, char *error)
     struct ctl_disk *info = &d->info;
     uint64_t segs = number(xs, d->backend, "feature-max-indirect-segments", 0);
     char *device = node(xs, d->backend, "physical-device"), *mode = node(xs, d->backend, "mode");
+    char *params = node(xs, d->backend, "params");
     int rc = 0;
 
     if (!device || sscanf(device, "%x:%x", &d->major, &d->minor) != 2) {
         say(error, "domain %u disk %u has no block device below it (an empty drive?)", d->domid,
             info->vdev);
         rc = -ENOTSUP;
+    }
+    if (params) {
+        snprintf(d->path, sizeof(d->path), "%s", params);
     }
     info->sectors = number(xs, d->backend, "sectors", 0);
     info->logical_bytes = (uint32_t)number(xs, d->backend, "sector-size", BLKRING_SECTOR);
@@ -148,6 +147,7 @@ static int read_backend(struct xs_handle *xs, struct remus_disk *d, char *error)
     }
     free(device);
     free(mode);
+    free(params);
     return rc;
 }
 
@@ -190,41 +190,95 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* The guest's disks in order of their numbers; how many.  base: of the frontends. */
+static unsigned int list_disks(struct xs_handle *xs, uint32_t domid, char base[64],
+                               uint32_t vdevs[REMUS_DISKS_MAX])
+{
+    unsigned int n = 0, i;
+    char **names;
+
+    snprintf(base, 64, "/local/domain/%u/device/vbd", domid);
+    names = xs_directory(xs, XBT_NULL, base, &n);
+    for (i = 0; i < n && i < REMUS_DISKS_MAX; i++) {
+        vdevs[i] = (uint32_t)strtoul(names[i], NULL, 10);
+    }
+    free(names);
+    if (i) {
+        qsort(vdevs, i, sizeof(vdevs[0]), by_number);
+    }
+    return n;
+}
+
+/* Linux has no driver for the CD-ROM drive of a PVH guest. */
+static bool is_unused_drive(struct xs_handle *xs, const char *frontend)
+{
+    char *type = node(xs, frontend, "device-type");
+    const bool drive = type && !strcmp(type, "cdrom");
+
+    free(type);
+    return drive && number(xs, frontend, "state", 0) != STATE_READY;
+}
+
 int remus_disks_read(struct xs_handle *xs, uint32_t domid, struct remus_disk *disks,
                      unsigned int *count, char *error)
 {
     char base[64], frontend[96];
     uint32_t vdevs[REMUS_DISKS_MAX];
-    unsigned int n = 0, i;
-    char **names;
+    unsigned int n = list_disks(xs, domid, base, vdevs), i;
     int rc = 0;
 
-    snprintf(base, sizeof(base), "/local/domain/%u/device/vbd", domid);
-    names = xs_directory(xs, XBT_NULL, base, &n);
     if (n > *count || n > REMUS_DISKS_MAX) {
         say(error, "domain %u has %u disks, and %u can be protected", domid, n, REMUS_DISKS_MAX);
         rc = -E2BIG;
     }
+    *count = 0;
     for (i = 0; !rc && i < n; i++) {
-        vdevs[i] = (uint32_t)strtoul(names[i], NULL, 10);
-    }
-    free(names);
-    *count = rc ? 0 : n;
-    if (*count) {
-        qsort(vdevs, *count, sizeof(vdevs[0]), by_number);
-    }
-    for (i = 0; !rc && i < *count; i++) {
-        memset(&disks[i], 0, sizeof(disks[i]));
-        disks[i].domid = domid;
-        disks[i].info.disk = i;
-        disks[i].info.vdev = vdevs[i];
+        struct remus_disk *d = &disks[*count];
+
         snprintf(frontend, sizeof(frontend), "%s/%u", base, vdevs[i]);
-        rc = read_disk(xs, frontend, &disks[i], error);
+        if (is_unused_drive(xs, frontend)) {
+            continue;
+        }
+        memset(d, 0, sizeof(*d));
+        d->domid = domid;
+        d->info.disk = *count;
+        d->info.vdev = vdevs[i];
+        rc = read_disk(xs, frontend, d, error);
+        ++*count;
     }
     return rc;
 }
 
 /* ---- The block device ---- */
+
+int remus_disk_place_open(const struct remus_disk_place *place, uint64_t *sectors)
+{
+    const int mode = (place->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+    int fd = open(place->path, mode | O_DIRECT), rc;
+    uint64_t bytes = 0;
+    struct stat st;
+
+    if (fd < 0 && errno == EINVAL) {
+        fd = open(place->path, mode);   /* a file of a file system without it */
+    }
+    if (fd < 0) {
+        return -errno;
+    }
+    rc = fstat(fd, &st) ? -errno : 0;
+    if (!rc && S_ISBLK(st.st_mode)) {
+        rc = ioctl(fd, BLKGETSIZE64, &bytes) ? -errno : 0;
+    } else if (!rc && S_ISREG(st.st_mode)) {
+        bytes = (uint64_t)st.st_size;
+    } else if (!rc) {
+        rc = -ENOTBLK;
+    }
+    if (rc) {
+        close(fd);
+        return rc;
+    }
+    *sectors = bytes / BLKRING_SECTOR;
+    return fd;
+}
 
 int remus_disk_open(const struct remus_disk *d, char *error)
 {
@@ -296,10 +350,11 @@ static void let_it_notify(xc_interface *xch, const struct remus_disk *d)
     xc_domain_pause(xch, d->domid);
 }
 
+/* may_run: the guest is paused, not suspended. */
 static int wait_drained(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
-                        uint64_t deadline)
+                        uint64_t deadline, bool may_run)
 {
-    uint64_t nudge = now_ms() + NUDGE_MS;
+    uint64_t nudge = remus_run_now_us() + NUDGE_AFTER_US;
     void *pages[REMUS_DISK_RINGS_MAX] = { NULL };
     uint32_t i;
     int rc = 0;
@@ -309,10 +364,10 @@ static int wait_drained(xc_interface *xch, xengnttab_handle *xgt, const struct r
         rc = pages[i] ? 0 : -errno;
     }
     while (!rc && !drained(pages, d)) {
-        rc = now_ms() >= deadline ? -ETIMEDOUT : 0;
-        if (!rc && now_ms() >= nudge) {
+        rc = remus_run_now_us() >= deadline ? -ETIMEDOUT : 0;
+        if (!rc && may_run && remus_run_now_us() >= nudge) {
             let_it_notify(xch, d);
-            nudge = now_ms() + NUDGE_MS;
+            nudge = remus_run_now_us() + NUDGE_AFTER_US;
         }
         usleep(POLL_US);
     }
@@ -337,7 +392,7 @@ static int wait_ports(xc_interface *xch, const struct remus_disk *d, bool bound,
         }
         if (status.status == (bound ? EVTCHNSTAT_interdomain : EVTCHNSTAT_unbound)) {
             i++;
-        } else if (now_ms() >= deadline) {
+        } else if (remus_run_now_us() >= deadline) {
             return -ETIMEDOUT;
         } else {
             usleep(POLL_US);
@@ -346,11 +401,17 @@ static int wait_ports(xc_interface *xch, const struct remus_disk *d, bool bound,
     return 0;
 }
 
+int remus_disk_wait_idle(xengnttab_handle *xgt, const struct remus_disk *d,
+                         unsigned int timeout_ms)
+{
+    return wait_drained(NULL, xgt, d, remus_run_now_us() + timeout_ms * 1000ull, false);
+}
+
 int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error)
 {
-    uint64_t deadline = now_ms() + timeout_ms;
-    int rc = wait_drained(xch, xgt, d, deadline);
+    uint64_t deadline = remus_run_now_us() + timeout_ms * 1000ull;
+    int rc = wait_drained(xch, xgt, d, deadline, true);
 
     if (rc) {
         say(error, "domain %u disk %u: its requests are not all answered: %s", d->domid,
@@ -371,10 +432,90 @@ int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus
     return rc;
 }
 
+int remus_disks_unbind(struct xs_handle *xs, uint32_t domid, char *error)
+{
+    uint32_t vdevs[REMUS_DISKS_MAX];
+    unsigned int n, i;
+    char base[64];
+    int rc = 0;
+
+    n = list_disks(xs, domid, base, vdevs);
+    for (i = 0; !rc && i < n && i < REMUS_DISKS_MAX; i++) {
+        struct remus_disk d = { .domid = domid, .info.vdev = vdevs[i] };
+
+        rc = write_driver(&d, "unbind");
+        if (rc) {
+            say(error, "domain %u disk %u: the kernel's backend does not let go of it: %s", domid,
+                vdevs[i], strerror(-rc));
+        }
+    }
+    return rc;
+}
+
+enum remus_disk_frontend remus_disk_frontend(struct xs_handle *xs, struct remus_disk *d)
+{
+    char frontend[96];
+    uint64_t state;
+
+    snprintf(frontend, sizeof(frontend), "/local/domain/%u/device/vbd/%u", d->domid, d->info.vdev);
+    state = number(xs, frontend, "state", 0);
+    if (state == STATE_READY) {
+        return REMUS_DISK_CONNECTED;
+    }
+    return state == STATE_PUBLISHED && !read_rings(xs, frontend, d) ? REMUS_DISK_WAITS
+           : REMUS_DISK_NOT_YET;
+}
+
+static int write_number(struct xs_handle *xs, const char *base, const char *name, uint64_t value)
+{
+    char path[PATH_BYTES], text[24];
+
+    snprintf(path, sizeof(path), "%s/%s", base, name);
+    snprintf(text, sizeof(text), "%" PRIu64, value);
+    return xs_write(xs, XBT_NULL, path, text, (unsigned int)strlen(text)) ? 0 : -errno;
+}
+
+int remus_disk_connect(struct xs_handle *xs, const struct remus_disk *d)
+{
+    char backend[96];
+    int rc;
+
+    snprintf(backend, sizeof(backend), "/local/domain/0/backend/vbd/%u/%u", d->domid,
+             d->info.vdev);
+    rc = write_number(xs, backend, "sectors", d->info.sectors);
+    if (!rc) {
+        rc = write_number(xs, backend, "sector-size", d->info.logical_bytes);
+    }
+    if (!rc) {
+        rc = write_number(xs, backend, "info", d->info.read_only ? VDISK_READONLY : 0);
+    }
+    if (!rc) {
+        rc = write_number(xs, backend, "feature-flush-cache", 1);
+    }
+    return rc ? rc : write_number(xs, backend, "state", STATE_READY);
+}
+
+void remus_disks_close(struct xs_handle *xs, uint32_t domid)
+{
+    uint32_t vdevs[REMUS_DISKS_MAX];
+    unsigned int n, i;
+    char path[128];
+
+    n = list_disks(xs, domid, path, vdevs);
+    for (i = 0; i < n && i < REMUS_DISKS_MAX; i++) {
+        snprintf(path, sizeof(path), DRIVER "vbd-%u-%u", domid, vdevs[i]);
+        if (access(path, F_OK)) {
+            snprintf(path, sizeof(path), "/local/domain/0/backend/vbd/%u/%u/state", domid,
+                     vdevs[i]);
+            xs_write(xs, XBT_NULL, path, "6", 1);
+        }
+    }
+}
+
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error)
 {
-    uint64_t deadline = now_ms() + timeout_ms;
+    uint64_t deadline = remus_run_now_us() + timeout_ms * 1000ull;
     int rc = wait_ports(xch, d, false, deadline);
 
     if (!rc) {
@@ -384,7 +525,7 @@ int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_
         rc = wait_ports(xch, d, true, deadline);
     }
     while (!rc && number(xs, d->backend, "state", 0) != STATE_READY) {
-        rc = now_ms() >= deadline ? -ETIMEDOUT : 0;
+        rc = remus_run_now_us() >= deadline ? -ETIMEDOUT : 0;
         usleep(POLL_US);
     }
     if (rc) {

@@ -20,12 +20,23 @@
 
 #include "tools/remus/ctl.h"
 
+#define REMUS_DISK_PATH_BYTES  256u
 #define REMUS_DISK_RINGS_MAX   16u
 #define REMUS_DISK_ERROR_BYTES 256u
+
+/* A disk of a guest, for a host that is to have a copy of it. */
+struct remus_disk_place {
+    char path[REMUS_DISK_PATH_BYTES]; /* block device or file */
+    uint32_t vdev;                    /* the guest's number of it */
+    uint64_t sectors;                 /* as the guest knows it */
+    uint32_t logical_bytes;           /* of a sector of its own */
+    bool read_only;
+};
 
 struct remus_disk {
     uint32_t domid;
     char backend[96];              /* node of blkback's side */
+    char path[REMUS_DISK_PATH_BYTES]; /* what is behind it, as the guest's configuration says */
     uint32_t major, minor;         /* of the block device in dom0 */
     struct ctl_disk info;          /* .disk: index among the guest's disks */
     uint32_t rings;
@@ -33,16 +44,38 @@ struct remus_disk {
 };
 
 /*
- * The guest's disks, in order of their numbers.  count: room, then how many.  error:
- * REMUS_DISK_ERROR_BYTES, a sentence.  -ENOTSUP: one is not served by blkback in dom0, or has no
- * medium; -ENOTCONN: one is not connected; -E2BIG: more disks or rings than can be taken.
+ * The guest's disks, in order of their numbers, without drives for which it has no driver.  count:
+ * room, then how many.  error: REMUS_DISK_ERROR_BYTES, a sentence.  -ENOTSUP: one is not served by
+ * blkback in dom0, or has no medium; -ENOTCONN: one is not connected; -E2BIG: more disks or rings
+ * than can be taken.
  */
 int remus_disks_read(struct xs_handle *xs, uint32_t domid, struct remus_disk *disks,
                      unsigned int *count, char *error);
 
+/* Opens a disk of the copy, past the page cache where that is possible.  A descriptor, and how
+ * large it is; or negative errno. */
+int remus_disk_place_open(const struct remus_disk_place *place, uint64_t *sectors);
+
 /* The block device below it, for colo-blkd: past the page cache, as blkback goes.  A descriptor, or
  * negative errno with a sentence. */
 int remus_disk_open(const struct remus_disk *d, char *error);
+
+/* Until blkback or colo-blkd has answered everything: whoever calls sees to it that the guest makes
+ * no more.  0; -ETIMEDOUT. */
+int remus_disk_wait_idle(xengnttab_handle *xgt, const struct remus_disk *d,
+                         unsigned int timeout_ms);
+
+/*
+ * The backend of a copy that has not run yet: from blkback, to which nothing has connected.  Then,
+ * when the copy's frontend WAITS, .ring is filled; whoever serves these rings connects.
+ */
+int remus_disks_unbind(struct xs_handle *xs, uint32_t domid, char *error);
+enum remus_disk_frontend { REMUS_DISK_NOT_YET, REMUS_DISK_WAITS, REMUS_DISK_CONNECTED };
+enum remus_disk_frontend remus_disk_frontend(struct xs_handle *xs, struct remus_disk *d);
+int remus_disk_connect(struct xs_handle *xs, const struct remus_disk *d);
+
+/* Nobody is going to use the disks' backends again: libxl need not wait for their end. */
+void remus_disks_close(struct xs_handle *xs, uint32_t domid);
 
 /*
  * From blkback; the guest is paused, once, by the caller (it runs for moments in between where it
@@ -52,7 +85,8 @@ int remus_disk_open(const struct remus_disk *d, char *error);
  */
 int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
-/* To blkback; the guest is paused or suspended, and nobody is bound to its ports.  0: connected. */
+/* To blkback; nobody is bound to the guest's ports, and what was taken from its rings is answered.
+ * The guest may run: its requests wait.  0: connected. */
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
 

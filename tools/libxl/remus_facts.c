@@ -275,6 +275,29 @@ static int event_channel_facts(struct remus_facts_ctx *f, struct remus_guest_fac
     return rc;
 }
 
+/* Disks as they can be protected: served by this host's kernel, and connected. */
+static void disk_facts(struct remus_facts_ctx *f, struct remus_guest_facts *g)
+{
+    static struct remus_disk disks[REMUS_DISKS_MAX];
+    unsigned int count = REMUS_DISKS_MAX, i;
+
+    if (!g->disks || remus_disks_read(f->xs, g->domid, disks, &count, g->disk_error))
+        return;
+    for (i = 0; i < count; i++) {
+        struct remus_disk_place *d = &g->disk[i];
+
+        snprintf(d->path, sizeof(d->path), "%s", disks[i].path);
+        d->vdev = disks[i].info.vdev;
+        d->sectors = disks[i].info.sectors;
+        d->logical_bytes = disks[i].info.logical_bytes;
+        d->read_only = disks[i].info.read_only;
+        if (d->path[0] != '/')
+            snprintf(g->disk_error, sizeof(g->disk_error), "disk %u of %s is behind a block script "
+                     "(%.100s), which the other host cannot follow", d->vdev, g->name, d->path);
+    }
+    g->disk_count = g->disk_error[0] ? 0 : count;
+}
+
 int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_guest_facts *out,
                       char *error)
 {
@@ -329,6 +352,7 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
     /* libxenlight gives an HVM guest a device model; a PVH guest never has one. */
     out->device_model = out->type == REMUS_GUEST_HVM;
     count_devices(out, &config);
+    disk_facts(f, out);
 
     text = read_node(f, "/local/domain/%u/control/feature-suspend", domid);
     /* Said by the guest at boot, and no more after it was restored or migrated. */
@@ -452,7 +476,8 @@ int remus_facts_host(struct remus_facts_ctx *f, const char *libexec, bool second
                      struct remus_host_facts *out, char *error)
 {
     static const char *const programs[] = {"colo-proxyd", "colo-shadowd", "remus-guest",
-                                           "remus-save-helper", "remus-vif-script"};
+                                           "colo-blkd", "remus-save-helper",
+                                           "remus-vif-script"};
     const libxl_version_info *version;
     libxl_physinfo phys;
     struct utsname uts;
@@ -514,6 +539,13 @@ void remus_facts_meets(struct remus_facts_ctx *f, const struct remus_guest_facts
         out->bridge_there[i] = !access(path, F_OK);
         snprintf(path, sizeof(path), "/sys/class/net/%s/bridge", bridge);
         out->bridge_foreign[i] = out->bridge_there[i] && access(path, F_OK);
+    }
+    for (i = 0; i < g->disk_count; i++) {
+        int fd = remus_disk_place_open(&g->disk[i], &out->disk_sectors[i]);
+
+        out->disk_rc[i] = fd < 0 ? fd : 0;
+        if (fd >= 0)
+            close(fd);
     }
 }
 

@@ -18,6 +18,7 @@
 #include <xen/sched.h>
 
 #define PATH_BYTES 256
+#define REMUS_DEVICES_MAX (REMUS_VIFS_MAX > REMUS_DISKS_MAX ? REMUS_VIFS_MAX : REMUS_DISKS_MAX)
 #define FRONTENDS_BYTES_MAX 65536u
 #define STATE_CONNECTED "4"
 #define LATE_SUSPEND_MS 10000u
@@ -116,19 +117,19 @@ static int compare_index(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Indices of the guest's vifs, ascending. */
-static int list_vifs(struct xs_handle *xs, uint32_t domid, unsigned int *index,
-                     unsigned int *count)
+/* Numbers of the guest's devices of a kind, ascending. */
+static int list_devices(struct xs_handle *xs, uint32_t domid, const char *kind,
+                        unsigned int *index, unsigned int max, unsigned int *count)
 {
     char path[PATH_BYTES], **names;
     unsigned int n = 0, i;
 
     *count = 0;
-    snprintf(path, sizeof(path), "/local/domain/%u/device/vif", domid);
+    snprintf(path, sizeof(path), "/local/domain/%u/device/%s", domid, kind);
     names = xs_directory(xs, XBT_NULL, path, &n);
     if (!names)
         return errno == ENOENT ? 0 : -errno;
-    if (n > REMUS_VIFS_MAX) {
+    if (n > max) {
         free(names);
         return -E2BIG;
     }
@@ -144,7 +145,7 @@ int remus_guest_vifs(struct xs_handle *xs, uint32_t domid, struct remus_vif *vif
                      unsigned int *count)
 {
     unsigned int index[REMUS_VIFS_MAX], i;
-    int rc = list_vifs(xs, domid, index, count);
+    int rc = list_devices(xs, domid, "vif", index, REMUS_VIFS_MAX, count);
 
     for (i = 0; !rc && i < *count; i++)
         rc = read_vif(xs, domid, index[i], &vifs[i]);
@@ -158,9 +159,14 @@ static bool is_frontend_node(const char *name)
 {
     static const char *const names[] = {
         "tx-ring-ref", "rx-ring-ref", "event-channel", "event-channel-tx", "event-channel-rx",
-        "request-rx-copy", "multi-queue-num-queues", "state", "xdp-headroom",
+        "request-rx-copy", "multi-queue-num-queues", "state", "xdp-headroom", "ring-ref",
+        "ring-page-order", "protocol",
     };
     unsigned int i;
+
+    if (!strncmp(name, "ring-ref", 8) && name[8] && strspn(name + 8, "0123456789") < 3 &&
+        strspn(name + 8, "0123456789") == strlen(name + 8))
+        return true;
 
     if (!strncmp(name, "feature-", 8))
         return strlen(name) < 48 && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") ==
@@ -221,20 +227,32 @@ static int read_directory(struct xs_handle *xs, uint32_t domid, const char *rela
     return rc;
 }
 
-int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, char **text,
-                               uint32_t *bytes)
+static int read_frontends(struct xs_handle *xs, uint32_t domid, const char *kind,
+                          unsigned int max, char **text, uint32_t *bytes)
 {
-    unsigned int index[REMUS_VIFS_MAX], count, i;
-    int rc = list_vifs(xs, domid, index, &count);
+    unsigned int index[REMUS_DEVICES_MAX], count, i;
+    int rc = list_devices(xs, domid, kind, index, max, &count);
 
-    *text = NULL;
-    *bytes = 0;
     for (i = 0; !rc && i < count; i++) {
         char relative[32];
 
-        snprintf(relative, sizeof(relative), "device/vif/%u", index[i]);
+        snprintf(relative, sizeof(relative), "device/%s/%u", kind, index[i]);
         rc = read_directory(xs, domid, relative, text, bytes, true);
     }
+    return rc;
+}
+
+int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, bool net, bool disk,
+                               char **text, uint32_t *bytes)
+{
+    int rc = 0;
+
+    *text = NULL;
+    *bytes = 0;
+    if (net)
+        rc = read_frontends(xs, domid, "vif", REMUS_VIFS_MAX, text, bytes);
+    if (!rc && disk)
+        rc = read_frontends(xs, domid, "vbd", REMUS_DISKS_MAX, text, bytes);
     if (rc) {
         free(*text);
         *text = NULL;
@@ -242,18 +260,25 @@ int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, char **text
     return rc;
 }
 
-/* device/vif/N/name or device/vif/N/queue-M/name; *vif is N. */
-static bool parse_frontend_path(const char *path, unsigned int *vif)
+/* device/KIND/N/name or device/KIND/N/queue-M/name; *device is N. */
+static bool parse_frontend_path(const char *path, const char **kind, unsigned int *device)
 {
     unsigned long number;
     char *end;
 
-    if (strncmp(path, "device/vif/", 11) || !isdigit((unsigned char)path[11]))
+    if (!strncmp(path, "device/vif/", 11))
+        *kind = "vif";
+    else if (!strncmp(path, "device/vbd/", 11))
+        *kind = "vbd";
+    else
+        return false;
+    if (!isdigit((unsigned char)path[11]))
         return false;
     number = strtoul(path + 11, &end, 10);
-    if (number > 1024 || *end != '/')
+    /* xen/io/blkif.h: numbers of disks have 28 bits */
+    if (number > (!strcmp(*kind, "vif") ? 1024u : (1u << 29)) || *end != '/')
         return false;
-    *vif = (unsigned int)number;
+    *device = (unsigned int)number;
     path = end + 1;
     if (!strncmp(path, "queue-", 6) && isdigit((unsigned char)path[6])) {
         strtoul(path + 6, &end, 10);
@@ -270,22 +295,23 @@ int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char
     uint32_t at = 0;
 
     while (at < bytes) {
-        const char *path = text + at, *value;
+        const char *path = text + at, *value, *kind;
         const char *end = memchr(path, 0, bytes - at);
         char full[PATH_BYTES], backend[PATH_BYTES];
-        unsigned int vif;
+        unsigned int device;
 
         if (!end)
             return -EBADMSG;
         at += (uint32_t)(end - path) + 1;
         value = text + at;
         end = at < bytes ? memchr(value, 0, bytes - at) : NULL;
-        if (!end || end - value > 64 || !parse_frontend_path(path, &vif))
+        if (!end || end - value > 64 || !parse_frontend_path(path, &kind, &device))
             return -EBADMSG;
         at += (uint32_t)(end - value) + 1;
 
         /* The backend's state first: the frontend's watch must find it connected. */
-        snprintf(backend, sizeof(backend), "/local/domain/0/backend/vif/%u/%u/state", domid, vif);
+        snprintf(backend, sizeof(backend), "/local/domain/0/backend/%s/%u/%u/state", kind, domid,
+                 device);
         if (strlen(path) > 6 && !strcmp(path + strlen(path) - 6, "/state") &&
             !xs_write(xs, XBT_NULL, backend, STATE_CONNECTED, 1))
             return -errno;

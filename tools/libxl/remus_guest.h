@@ -28,10 +28,10 @@ int remus_guest_vifs(struct xs_handle *xs, uint32_t domid, struct remus_vif *vif
 
 /*
  * The frontends' nodes that a backend needs to attach, as the text of REMUS_RECORD_FRONTENDS.
- * *text is malloc'ed.
+ * net, disk: those of which kinds.  *text is malloc'ed.
  */
-int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, char **text,
-                               uint32_t *bytes);
+int remus_guest_frontends_read(struct xs_handle *xs, uint32_t domid, bool net, bool disk,
+                               char **text, uint32_t *bytes);
 /* Writes them under another domain after checking every path and value; backends' states go to
  * connected. -EBADMSG for what is not a frontend's node. */
 int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char *text,

@@ -98,13 +98,9 @@ static void judge_devices(struct remus_refusals *out, const struct remus_guest_f
                      g->name, g->other_device);
     if (!g->disks)
         return;
-    if (!w->no_disk)
-        remus_refuse(out,
-                     "%s has %u disk%s, and disk replication is not part of this version; -d "
-                     "goes on "
-                     "without it (the same data must be reachable from both hosts)", g->name,
-                     g->disks, g->disks > 1 ? "s" : "");
-    else if (g->writable_disks && !w->unsafe)
+    if (g->disk_error[0])
+        remus_refuse(out, "%s", g->disk_error);
+    if (w->no_disk && g->writable_disks && !w->unsafe)
         remus_refuse(out,
                      "%s has %u writable disk%s: with -d a takeover may find data there that is "
                      "newer than the guest's memory; -F says that you accept this", g->name,
@@ -248,6 +244,20 @@ void remus_preflight_secondary(struct remus_refusals *out, const struct remus_gu
                      "more memory (dom0_mem)", (unsigned long long)(h->dom0_free_kb / 1024),
                      g->name,
                      (unsigned long long)((g->memory_kb + REMUS_MIRROR_SPARE_KB) / 1024));
+    for (i = 0; i < g->disk_count; i++) {
+        const struct remus_disk_place *d = &g->disk[i];
+
+        if (meets->disk_rc[i])
+            remus_refuse(out,
+                         "%s, which disk %u of %s is to be kept on, cannot be opened: %s; make a "
+                         "block device or a file of %llu MiB there", d->path, d->vdev, g->name,
+                         strerror(-meets->disk_rc[i]),
+                         (unsigned long long)(d->sectors + 2047) / 2048);
+        else if (meets->disk_sectors[i] < d->sectors)
+            remus_refuse(out, "%s has %llu sectors, disk %u of %s has %llu: make it as large",
+                         d->path, (unsigned long long)meets->disk_sectors[i], d->vdev, g->name,
+                         (unsigned long long)d->sectors);
+    }
     if (w->no_net)
         return;
     for (i = 0; i < g->vifs && i < REMUS_VIFS_MAX; i++) {

@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "tools/libxl/remus_disk.h"
 #include "tools/remus/ctl.h"
 #include "xen/include/public/remus.h"
 
@@ -21,6 +22,8 @@
 #define REMUS_VCPUS_MAX          32u     /* vcpu_info places in the shared info page */
 #define REMUS_MIRROR_SPARE_KB    (64u * 1024u) /* dom0 memory beside the mirror of the guest */
 #define REMUS_INCOMING_SUFFIX    "--incoming"
+/* Of the copy's host: for what is not on its disks yet. */
+#define REMUS_STORE_DIR          "/var/lib/remus"
 #define REMUS_RUN_DIR            "/run/xen/remus" /* DOMID.lock, DOMID.json */
 
 /* ---- Facts ---- */
@@ -53,6 +56,9 @@ struct remus_guest_facts {
     unsigned int vcpus;          /* at most */
     unsigned int disks, writable_disks, passthrough, other_devices;
     char other_device[24];       /* the first one's kind */
+    unsigned int disk_count;     /* that are described; 0 where disk_error says why not */
+    struct remus_disk_place disk[REMUS_DISKS_MAX];
+    char disk_error[REMUS_DISK_ERROR_BYTES];
     unsigned int vifs;           /* of all; the first REMUS_VIFS_MAX are described */
     struct remus_vif_facts vif[REMUS_VIFS_MAX];
     bool locked;                 /* a session holds DOMID.lock */
@@ -78,6 +84,8 @@ struct remus_meets_facts {
     bool name_taken, incoming_taken;
     bool bridge_there[REMUS_VIFS_MAX];
     bool bridge_foreign[REMUS_VIFS_MAX]; /* there, but no Linux bridge (openvswitch) */
+    int disk_rc[REMUS_DISKS_MAX]; /* -errno: it does not open */
+    uint64_t disk_sectors[REMUS_DISKS_MAX];
 };
 
 /* What the operator asked for. */
@@ -103,7 +111,8 @@ void remus_preflight_primary(struct remus_refusals *out, const struct remus_gues
 /* Both hosts, once they know each other; judged by the primary with what the receiver said. */
 void remus_preflight_pair(struct remus_refusals *out, const struct remus_host_facts *primary,
                           const struct remus_host_facts *secondary);
-/* On the secondary: guest as the primary described it (of it: name, memory, vifs' bridges). */
+/* On the secondary: guest as the primary described it (of it: name, memory, vifs' bridges,
+ * disks). */
 void remus_preflight_secondary(struct remus_refusals *out, const struct remus_guest_facts *guest,
                                const struct remus_host_facts *host,
                                const struct remus_meets_facts *meets,

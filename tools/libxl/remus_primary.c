@@ -10,6 +10,7 @@
  * back-pressure.
  */
 #include <arpa/inet.h>
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -24,11 +25,13 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 
-#include "tools/libxl/remus_run.h"
+#include "tools/libxl/remus_disks.h"
+#include "tools/remus/blkring.h"
 #include "tools/remus/nftrules.h"
 
 #define COPY_SUSPEND_MS     30000u
 #define COPY_PASSES         5u
+#define COPY_IDLE_MS        5000u
 #define COPY_STOP_PAGES     256u
 #define COPY_PIPE_BYTES     (1 << 20)
 #define COPY_CHUNK          (256u << 10)
@@ -71,6 +74,7 @@ struct primary {
     uint64_t copy_began_us, copy_bytes;
 
     /* checkpoint */
+    bool cut;                               /* staged, and about to be resumed from that */
     bool suspend_asked, suspend_taken, suspended;  /* taken: the guest has read a request */
     uint64_t suspended_us, sent_us, acked_us;
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
@@ -113,6 +117,7 @@ static int copy_write(void *arg, const void *data, size_t length)
 
 struct copy_handles {
     struct primary *p;
+    xengnttab_handle *xgt;
     struct xc_sr_handles h;
 };
 
@@ -124,9 +129,15 @@ static int copy_write_op(void *arg, const void *data, size_t length)
 static int copy_suspend(void *arg)
 {
     struct copy_handles *c = arg;
+    const struct remus_disks *disks = &c->p->run.disks;
+    int rc = remus_guest_suspend_wait(c->h.xch, c->h.domid, COPY_SUSPEND_MS,
+                                      &c->p->copy_cancelled);
+    unsigned int i;
 
-    return remus_guest_suspend_wait(c->h.xch, c->h.domid, COPY_SUSPEND_MS,
-                                    &c->p->copy_cancelled);
+    /* Otherwise the copy would make these requests again when it connects its disks. */
+    for (i = 0; !rc && disks->taken && i < disks->count; i++)
+        rc = remus_disk_wait_idle(c->xgt, &disks->disk[i], COPY_IDLE_MS);
+    return rc;
 }
 
 static int copy_resume(void *arg)
@@ -165,13 +176,16 @@ static void *copy_thread(void *arg)
     c.h = p->run.h;
     c.h.xch = xc_interface_open(NULL, NULL, 0);
     c.h.fmem = xenforeignmemory_open(NULL, 0);
-    if (c.h.xch && c.h.fmem)
+    c.xgt = xengnttab_open(NULL, 0);
+    if (c.h.xch && c.h.fmem && c.xgt)
         rc = xc_sr_cache_new(&cache, &c.h, p->run.p->cache_pages ? p->run.p->cache_pages
                              : UINT64_MAX);
     params.cache = cache;
     if (!rc)
         rc = xc_sr_save(&c.h, &params, &ops, &c, &p->copy_result);
     xc_sr_cache_free(cache);
+    if (c.xgt)
+        xengnttab_close(c.xgt);
     if (c.h.fmem)
         xenforeignmemory_close(c.h.fmem);
     if (c.h.xch)
@@ -293,13 +307,27 @@ static void start_copy(struct primary *p)
     uv_read_start((uv_stream_t *)&p->copy_out, on_copy_room, on_copy_read);
 }
 
+/* The disks first: what the guest writes while its memory is copied is sent at once. */
+static void begin(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    int rc = r->p->disk ? remus_disks_protect(r) : 0;
+
+    if (rc)
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the guest's disks cannot be taken "
+                       "over: %s", strerror(-rc));
+    else if (r->disks.synced || !r->p->disk)
+        start_copy(p);
+}
+
 /* ---- Checkpoints --------------------------------------------------------------------------- */
 
 static int read_frontends(struct primary *p)
 {
     char *text;
     uint32_t bytes;
-    int rc = remus_guest_frontends_read(p->run.xs, p->run.h.domid, &text, &bytes);
+    int rc = remus_guest_frontends_read(p->run.xs, p->run.h.domid, p->run.p->net,
+                                        p->run.p->disk, &text, &bytes);
 
     if (rc)
         return rc;
@@ -314,8 +342,8 @@ static int open_checkpoints(struct primary *p)
 {
     struct remus_run *r = &p->run;
     struct xc_sr_primary_params params = { .verify = r->p->verify };
-    uint32_t refs[2 * REMUS_VIFS_MAX];
-    unsigned int i;
+    uint32_t refs[2 * REMUS_VIFS_MAX + REMUS_RINGS_MAX * BLKRING_PAGES_MAX];
+    unsigned int i, count = 2 * p->vif_count;
     int rc;
 
     rc = xc_sr_cache_new(&p->cache, &r->h, r->p->cache_pages ? r->p->cache_pages : UINT64_MAX);
@@ -329,7 +357,8 @@ static int open_checkpoints(struct primary *p)
         refs[2 * i] = p->vifs[i].attach.tx_ref;
         refs[2 * i + 1] = p->vifs[i].attach.rx_ref;
     }
-    rc = xc_sr_primary_rings(p->sr, refs, 2 * p->vif_count);
+    count += remus_disks_refs(r, refs + count, sizeof(refs) / sizeof(refs[0]) - count);
+    rc = xc_sr_primary_rings(p->sr, refs, count);
     return rc ? rc : read_frontends(p);
 }
 
@@ -448,6 +477,15 @@ static void stop_input(struct primary *p)
                        strerror(-rc));
 }
 
+static void rest_disks(struct primary *p)
+{
+    int rc = remus_disks_rest(&p->run);
+
+    if (rc)
+        remus_run_post(&p->run, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot bring the guest's "
+                       "disks to rest: %s", strerror(-rc));
+}
+
 static void on_drain_timer(uv_timer_t *timer);
 
 /*
@@ -460,7 +498,7 @@ static void drain(struct primary *p)
     struct remus_run *r = &p->run;
     unsigned int i, spins;
 
-    for (spins = 0; spins < DRAIN_SPINS; spins++) {
+    for (spins = 0; spins < DRAIN_SPINS && (!r->disks.resting || r->disks.rested); spins++) {
         bool quiet = true;
 
         for (i = 0; i < p->vif_count; i++) {
@@ -508,6 +546,7 @@ static void on_drain_timer(uv_timer_t *timer)
 static void stage_work(void *side)
 {
     struct primary *p = side;
+    const uint64_t disk_epoch = htole64(p->run.disks.epoch);
     uint8_t *body;
 
     xc_sr_epoch_reset(&p->epoch, p->staged);
@@ -517,6 +556,12 @@ static void stage_work(void *side)
                                              &body);
         if (!p->stage_rc)
             memcpy(body, p->frontends, p->frontends_bytes);
+    }
+    if (!p->stage_rc && p->run.disks.taken) {
+        p->stage_rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_DISKS, sizeof(disk_epoch),
+                                             &body);
+        if (!p->stage_rc)
+            memcpy(body, &disk_epoch, sizeof(disk_epoch));
     }
 }
 
@@ -535,6 +580,7 @@ static void stage_done(void *side)
         return;
     }
     r->status.dirty_pages = p->epoch.pages;
+    p->cut = true;
     remus_run_post(r, RE_STAGED, p->staged, 0, NULL);
 }
 
@@ -573,6 +619,8 @@ static void resume(struct primary *p)
         remus_run_pause_taken(r, p->epoch.suspended_us);
     }
     p->suspended = p->suspend_asked = p->suspend_taken = false;
+    remus_disks_go(r, p->cut);
+    p->cut = false;
     remus_guest_resumed(r->xs, r->h.domid);
     remus_run_post(r, RE_RESUMED, 0, 0, NULL);
 }
@@ -611,16 +659,18 @@ static void say_no_more(struct primary *p)
 static void unprotect(struct primary *p)
 {
     struct remus_run *r = &p->run;
+    uint32_t reason;
 
     say_no_more(p);
     if (r->daemon.fd >= 0 && p->rules_in) {
         if (ctl_say(r->daemon.fd, CTL_UNPROTECT, 0, 0, NULL) ||
-            remus_run_daemon_wait(r, CTL_UNPROTECTED, CONTROL_MS))
+            remus_run_daemon_wait(&r->daemon, CTL_UNPROTECTED, CONTROL_MS))
             remus_run_log(r, XC_SR_WARN, "colo-proxyd did not let the held packets go; the guest "
                           "will send them again");
     }
     rules_remove(p);
-    remus_run_daemon_stop(r);
+    remus_run_daemon_stop(&r->daemon);
+    remus_disks_give(r, remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED);
     remus_run_work_wait(r);
     xc_sr_primary_close(p->sr, true);
     p->sr = NULL;
@@ -658,9 +708,10 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
 
     switch (a->type) {
     case RA_START_COPY:
-        start_copy(p);
+        begin(p);
         break;
     case RA_SUSPEND:
+        p->cut = false;
         p->suspend_asked = true;
         rc = remus_guest_suspend_ask(r->xs, r->h.domid);
         if (rc)
@@ -679,9 +730,11 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         look_at_guest(p);
         break;
     case RA_STOP_INPUT:
+        rest_disks(p);
         stop_input(p);
         break;
     case RA_DRAIN:
+        rest_disks(p);
         drain(p);
         break;
     case RA_STAGE:
@@ -818,6 +871,13 @@ static void primary_frame(struct remus_run *r, const struct remus_frame *f,
 
 static void primary_control(struct remus_run *r, const struct ctl_in *in)
 {
+    struct primary *p = self(r);
+
+    if (remus_disks_control(r, in)) {
+        if (r->core.state == RP_COPY && r->disks.synced && !p->copy_began_us)
+            start_copy(p);
+        return;
+    }
     switch (in->msg.type) {
     case CTL_INPUT_STOPPED:
         if (r->core.state != RP_QUIESCE)
@@ -844,7 +904,14 @@ static void primary_control(struct remus_run *r, const struct ctl_in *in)
 
 static void primary_watch(struct remus_run *r)
 {
+    remus_disks_answer_closing(r);
     look_at_guest(self(r));
+}
+
+static void primary_daemon_lost(struct remus_run *r, struct remus_daemon *d)
+{
+    if (d != &r->daemon)
+        remus_disks_revive(r);
 }
 
 static void primary_drained(struct remus_run *r)
@@ -872,7 +939,8 @@ static void primary_periodic(struct remus_run *r)
 
 static const struct remus_run_ops primary_ops = {
     .action = primary_action, .frame = primary_frame, .control = primary_control,
-    .watch = primary_watch, .drained = primary_drained, .periodic = primary_periodic,
+    .daemon_lost = primary_daemon_lost, .watch = primary_watch, .drained = primary_drained,
+    .periodic = primary_periodic,
 };
 
 /* ---- Life ---------------------------------------------------------------------------------- */
@@ -918,7 +986,7 @@ static int start_proxy(struct primary *p)
     args[n++] = "--deadline-max-ms";
     args[n++] = max;
     args[n] = NULL;
-    return remus_run_daemon_start(&p->run, "colo-proxyd", args, sp->packet_fd);
+    return remus_run_daemon_start(&p->run, &p->run.daemon, args, sp->packet_fd, -1);
 }
 
 static void send_hello(struct remus_run *r)
@@ -993,6 +1061,8 @@ int remus_primary_run(const struct remus_session_params *params,
         rc = remus_guest_vifs(r->xs, params->domid, p->vifs, &p->vif_count);
     if (!rc && p->vif_count)
         rc = start_proxy(p);
+    if (!rc && params->disk)
+        rc = remus_disks_open(r);
     if (rc)
         goto out;
     uv_timer_init(&r->loop, &p->drain_timer);
@@ -1013,6 +1083,8 @@ out:
     if (r->h.xch && r->xs && result->end != REMUS_END_FENCED)
         settle_guest(p);
     rules_remove(p);
+    if (r->h.xch && r->xs)
+        remus_disks_give(r, result->end == REMUS_END_FENCED);
     if (p->sr)
         xc_sr_primary_close(p->sr, true);
     if (r->xs)

@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "tools/libxl/remus_run.h"
+#include "tools/libxl/remus_disks.h"
 
 #define PERIOD_MS       100u
 #define STATS_PERIODS   5u          /* the daemon is asked in every fifth */
@@ -225,10 +225,18 @@ static void on_period(uv_timer_t *timer)
         r->channel_lost_told = true;
         remus_run_post(r, RE_LINK_LOST, 0, 0, "the packet channel to %s ended", r->p->peer);
     }
+    /* Disks that are not replicated end protection in order; the link tells of a lost peer. */
+    if (r->disks_lost_us && !r->finished && !r->channel_lost_told &&
+        remus_run_now_us() - r->disks_lost_us > CHANNEL_GRACE_US) {
+        r->disks_lost_us = 0;
+        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s", r->disks_lost);
+    }
     if (r->finished)
         return;
     if (r->daemon.fd >= 0 && r->periods++ % STATS_PERIODS == 0)
         ctl_say(r->daemon.fd, CTL_STATS_GET, 0, 0, NULL);
+    if (remus_disks_fd(r) >= 0 && r->disk_periods++ % STATS_PERIODS == 0)
+        ctl_say(remus_disks_fd(r), CTL_STATS_GET, 0, 0, NULL);
     if (r->ops->periodic)
         r->ops->periodic(r);
     publish(r);
@@ -416,6 +424,13 @@ static void note_vifs(struct remus_status *s, const struct ctl_vif_stats *vifs, 
     s->vif_count = count;
 }
 
+static void note_disks(struct remus_status *s, const struct ctl_blk_stats *disks,
+                       unsigned int count)
+{
+    memcpy(s->disks, disks, count * sizeof(*disks));
+    s->disk_count = count;
+}
+
 static void note_causes(struct remus_status *s, const struct ctl_cause *causes, unsigned int count)
 {
     unsigned int i;
@@ -429,18 +444,30 @@ static void note_causes(struct remus_status *s, const struct ctl_cause *causes, 
     s->cause_count = count;
 }
 
-static void dispatch_control(struct remus_run *r, const struct ctl_in *in)
+static void dispatch_control(struct remus_daemon *d, const struct ctl_in *in)
 {
+    struct remus_run *r = d->run;
+
     switch (in->msg.type) {
     case CTL_READY:
         break;
     case CTL_CHANNEL_LOST:
+        if (d != &r->daemon) {
+            if (!r->disks_lost_us)
+                r->disks_lost_us = remus_run_now_us();
+            snprintf(r->disks_lost, sizeof(r->disks_lost), "%.150s", in->text);
+            break;
+        }
         /* In an orderly end the channel goes at about the same time as STOPPED comes: see later. */
         if (!r->channel_lost_us)
             r->channel_lost_us = remus_run_now_us();
         break;
     case CTL_FAILED:
-        remus_run_log(r, XC_SR_ERROR, "%s: %s", r->daemon.name, in->text);
+        remus_run_log(r, XC_SR_ERROR, "%s: %s", d->name, in->text);
+        snprintf(d->last_words, sizeof(d->last_words), ": %.150s", in->text);
+        break;
+    case CTL_BLK_STATS:
+        note_disks(&r->status, in->structs.disks, in->msg.count);
         break;
     case CTL_STATS:
         note_stats(&r->status, &in->structs.stats);
@@ -456,54 +483,65 @@ static void dispatch_control(struct remus_run *r, const struct ctl_in *in)
     }
 }
 
+/* It ended by itself, which is seen in two ways; said once. */
+__attribute__((format(printf, 2, 3)))
+static void daemon_lost(struct remus_daemon *d, const char *format, ...)
+{
+    char how[64];
+    va_list args;
+
+    if (d->expected_to_end)
+        return;
+    d->expected_to_end = true;
+    va_start(args, format);
+    vsnprintf(how, sizeof(how), format, args);
+    va_end(args);
+    if (d->run->ops->daemon_lost)
+        d->run->ops->daemon_lost(d->run, d);
+    remus_run_post(d->run, RE_DAEMON_LOST, 0, 0, "%s %s%s", d->name, how, d->last_words);
+}
+
 static void on_control(uv_poll_t *poll_handle, int status, int events)
 {
-    struct remus_run *r = poll_handle->data;
+    struct remus_daemon *d = poll_handle->data;
 
     (void)status;
     (void)events;
-    while (r->daemon.fd >= 0 && !r->finished) {
+    while (d->fd >= 0 && !d->run->finished) {
         struct ctl_in in;
-        int rc = ctl_recv(r->daemon.fd, &in);
+        int rc = ctl_recv(d->fd, &in);
 
         if (rc == -EAGAIN)
             return;
         if (rc == -EPROTO) {
-            remus_run_log(r, XC_SR_ERROR, "%s sent a malformed message", r->daemon.name);
+            remus_run_log(d->run, XC_SR_ERROR, "%s sent a malformed message", d->name);
             continue;
         }
         if (rc) {
-            uv_poll_stop(&r->daemon.poll);
-            if (!r->daemon.expected_to_end) {
-                r->daemon.expected_to_end = true;
-                remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s has ended", r->daemon.name);
-            }
+            uv_poll_stop(&d->poll);
+            daemon_lost(d, "has ended");
             return;
         }
-        dispatch_control(r, &in);
+        dispatch_control(d, &in);
         ctl_in_dispose(&in);
     }
 }
 
 static void on_daemon_exit(uv_process_t *process, int64_t status, int signal_number)
 {
-    struct remus_run *r = process->data;
+    struct remus_daemon *d = process->data;
 
-    r->daemon.running = false;
-    if (r->daemon.expected_to_end)
-        return;
-    r->daemon.expected_to_end = true;
+    d->running = false;
     if (signal_number)
-        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s was killed by signal %d", r->daemon.name,
-                       signal_number);
+        daemon_lost(d, "was killed by signal %d", signal_number);
     else
-        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "%s ended with status %d", r->daemon.name,
-                       (int)status);
+        daemon_lost(d, "ended with status %d", (int)status);
 }
 
-int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, int channel_fd)
+int remus_run_daemon_start(struct remus_run *r, struct remus_daemon *d, char **args,
+                           int channel_fd, int keep_fd)
 {
-    uv_stdio_container_t stdio[5] = {
+    uv_stdio_container_t stdio[6] = {
         { .flags = UV_IGNORE }, { .flags = UV_INHERIT_FD, .data.fd = 2 },
         { .flags = UV_INHERIT_FD, .data.fd = 2 },
     };
@@ -515,59 +553,63 @@ int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, i
         return -errno;
     stdio[REMUS_CTL_FD].flags = UV_INHERIT_FD;
     stdio[REMUS_CTL_FD].data.fd = pair[1];
-    stdio[REMUS_CHANNEL_FD].flags = UV_INHERIT_FD;
+    stdio[REMUS_CHANNEL_FD].flags = channel_fd >= 0 ? UV_INHERIT_FD : UV_IGNORE;
     stdio[REMUS_CHANNEL_FD].data.fd = channel_fd;
-    snprintf(path, sizeof(path), "%s/%s", r->p->libexec, name);
+    stdio[REMUS_BLK_KEEP_FD].flags = keep_fd >= 0 ? UV_INHERIT_FD : UV_IGNORE;
+    stdio[REMUS_BLK_KEEP_FD].data.fd = keep_fd;
+    snprintf(path, sizeof(path), "%s/%s", r->p->libexec, args[0]);
     options.file = path;
     options.args = args;
     options.stdio = stdio;
-    options.stdio_count = 5;
+    options.stdio_count = keep_fd >= 0 ? 6 : 5;
     options.exit_cb = on_daemon_exit;
-    r->daemon.name = name;
-    r->daemon.process.data = r;
-    rc = uv_spawn(&r->loop, &r->daemon.process, &options);
-    r->daemon.process_open = true;
+    d->run = r;
+    snprintf(d->name, sizeof(d->name), "%s", args[0]);
+    d->process.data = d;
+    rc = uv_spawn(&r->loop, &d->process, &options);
+    d->process_open = true;
     close(pair[1]);
     if (rc) {
         close(pair[0]);
         remus_run_log(r, XC_SR_ERROR, "cannot start %s: %s", path, uv_strerror(rc));
         return rc;
     }
-    r->daemon.running = true;
-    r->daemon.fd = pair[0];
+    d->running = true;
+    d->fd = pair[0];
     fcntl(pair[0], F_SETFL, fcntl(pair[0], F_GETFL) | O_NONBLOCK);
-    rc = remus_run_daemon_wait(r, CTL_READY, READY_MS);
+    rc = remus_run_daemon_wait(d, CTL_READY, READY_MS);
     if (rc) {
-        remus_run_log(r, XC_SR_ERROR, "%s did not become ready (%s)", name, strerror(-rc));
+        remus_run_log(r, XC_SR_ERROR, "%s did not become ready (%s)", d->name, strerror(-rc));
         return rc;
     }
-    uv_poll_init(&r->loop, &r->daemon.poll, r->daemon.fd);
-    r->daemon.poll.data = r;
-    r->daemon.poll_open = true;
-    uv_poll_start(&r->daemon.poll, UV_READABLE, on_control);
+    uv_poll_init(&r->loop, &d->poll, d->fd);
+    d->poll.data = d;
+    d->poll_open = true;
+    uv_poll_start(&d->poll, UV_READABLE, on_control);
     return 0;
 }
 
-int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms)
+int remus_run_daemon_wait_for(struct remus_daemon *d, uint32_t type, uint64_t epoch,
+                              int timeout_ms)
 {
     uint64_t deadline = remus_run_now_us() + (uint64_t)timeout_ms * 1000;
 
     for (;;) {
-        struct pollfd p = { .fd = r->daemon.fd, .events = POLLIN };
+        struct pollfd p = { .fd = d->fd, .events = POLLIN };
         uint64_t now = remus_run_now_us();
         struct ctl_in in;
-        uint32_t got;
+        bool found;
         int rc;
 
-        if (r->daemon.fd < 0)
+        if (d->fd < 0)
             return -EPIPE;
-        rc = ctl_recv(r->daemon.fd, &in);
+        rc = ctl_recv(d->fd, &in);
         if (rc == 0) {
-            got = in.msg.type;
-            if (got != type)
-                dispatch_control(r, &in);
+            found = in.msg.type == type && (epoch == RUN_ANY_EPOCH || in.msg.epoch == epoch);
+            if (!found)
+                dispatch_control(d, &in);
             ctl_in_dispose(&in);
-            if (got == type)
+            if (found)
                 return 0;
             continue;
         }
@@ -579,27 +621,31 @@ int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms)
     }
 }
 
+int remus_run_daemon_wait(struct remus_daemon *d, uint32_t type, int timeout_ms)
+{
+    return remus_run_daemon_wait_for(d, type, RUN_ANY_EPOCH, timeout_ms);
+}
+
 /* Reaps a daemon that was asked to end, so that nothing of it is left when the session is over. */
-static void await_daemon(struct remus_run *r, pid_t pid)
+static void await_daemon(struct remus_daemon *d, pid_t pid)
 {
     struct pollfd end = { .fd = pidfd_open(pid, 0), .events = POLLIN };
     int rc;
 
     if (end.fd < 0)
         return;     /* reaped by libuv already */
-    while ((rc = poll(&end, 1, QUIT_MS)) < 0 && errno == EINTR)
+    while ((rc = poll(&end, 1, d->quit_ms ? d->quit_ms : QUIT_MS)) < 0 && errno == EINTR)
         ;
     if (rc <= 0) {
-        remus_run_log(r, XC_SR_WARN, "%s does not end when asked to; killed", r->daemon.name);
+        remus_run_log(d->run, XC_SR_WARN, "%s does not end when asked to; killed", d->name);
         kill(pid, SIGKILL);
     }
     waitpid(pid, NULL, 0);
     close(end.fd);
 }
 
-void remus_run_daemon_stop(struct remus_run *r)
+void remus_run_daemon_stop(struct remus_daemon *d)
 {
-    struct remus_daemon *d = &r->daemon;
     pid_t pid = d->running ? uv_process_get_pid(&d->process) : 0;
 
     d->expected_to_end = true;
@@ -618,7 +664,7 @@ void remus_run_daemon_stop(struct remus_run *r)
         d->process_open = false;
     }
     if (pid > 0)
-        await_daemon(r, pid);
+        await_daemon(d, pid);
     d->running = false;
 }
 
@@ -769,6 +815,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->result = result;
     r->side = side;
     r->daemon.fd = -1;
+    remus_disks_init(&r->disks);
     r->published_state = -1;
     memset(result, 0, sizeof(*result));
     rc = uv_loop_init(&r->loop);
@@ -867,7 +914,8 @@ void remus_run_dispose(struct remus_run *r)
             shutdown(fd, SHUT_WR);
     }
     remus_run_work_wait(r);
-    remus_run_daemon_stop(r);
+    remus_run_daemon_stop(&r->daemon);
+    remus_disks_dispose(r);
     uv_walk(&r->loop, close_all, NULL);
     uv_run(&r->loop, UV_RUN_DEFAULT);
     uv_loop_close(&r->loop);

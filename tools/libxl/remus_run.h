@@ -12,6 +12,7 @@
 #include <xenstore.h>
 
 #include "tools/libxl/remus_core.h"
+#include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_guest.h"
 #include "tools/libxl/remus_proto.h"
 #include "tools/libxl/remus_session.h"
@@ -22,26 +23,54 @@
 #define RUN_PAUSES          1024u       /* newest pauses, for the median */
 
 struct remus_run;
+struct remus_daemon;
 
 struct remus_run_ops {
     /* One action of the core.  Answers by posting events, now or later. */
     void (*action)(struct remus_run *r, const struct remus_action *a);
     /* A checked frame from the peer, other than heartbeats and errors. */
     void (*frame)(struct remus_run *r, const struct remus_frame *f, const uint8_t *payload);
-    /* A message of the daemon, other than READY, CHANNEL_LOST and FAILED. */
+    /* A message of a daemon, other than READY, CHANNEL_LOST, FAILED and counters. */
     void (*control)(struct remus_run *r, const struct ctl_in *in);
+    /* A daemon ended by itself; RE_DAEMON_LOST follows. */
+    void (*daemon_lost)(struct remus_run *r, struct remus_daemon *d);
     void (*watch)(struct remus_run *r);   /* xenstore: @releaseDomain fired */
     void (*drained)(struct remus_run *r); /* the link's write queue fell below its maximum */
     void (*periodic)(struct remus_run *r);/* about ten times a second */
 };
 
 struct remus_daemon {
+    struct remus_run *run;
     uv_process_t process;
     uv_poll_t poll;
     int fd;                         /* control socket, -1: none */
     bool running, expected_to_end;
+    int quit_ms;                    /* how long its orderly end may take; 0: QUIT_MS */
     bool poll_open, process_open;
-    const char *name;
+    char name[24], last_words[160]; /* ": " and why it failed, if it said so */
+};
+
+#define RUN_DISK_DAEMONS 4u         /* one that dies is replaced */
+
+/* The guest's disks and their colo-blkd; see remus_disks.c. */
+struct remus_disks {
+    unsigned int count;
+    struct remus_disk disk[REMUS_DISKS_MAX];
+    int fd[REMUS_DISKS_MAX];        /* secondary: of its own disks */
+    int keep;                       /* memfd */
+    int store;                      /* secondary: of what is not on the disks yet */
+    uint64_t window;                /* bytes that may wait there */
+    struct remus_daemon daemons[RUN_DISK_DAEMONS];
+    unsigned int starts;            /* of them; the last one serves */
+    xengnttab_handle *xgt;
+    bool taken;                     /* primary: from blkback; secondary: from the copy's */
+    bool connected;                 /* secondary: the copy's frontends, for the first time */
+    bool resting, rested;
+    uint64_t rests;                 /* how often colo-blkd was asked to rest */
+    uint64_t epoch;                 /* disk epoch: primary: that runs; secondary: that is here */
+    bool synced;                    /* primary: both hosts' disks are equal; secondary: after a
+                                       takeover, everything is on the disks */
+    bool settled;                   /* secondary: and they were given to blkback, or tried */
 };
 
 /* Work in a thread of its own, one piece at a time: the loop has heartbeats to send meanwhile. */
@@ -71,7 +100,8 @@ struct remus_run {
     struct xc_sr_handles h;
     struct xs_handle *xs;
     char name[REMUS_NAME_MAX];
-    struct remus_daemon daemon;
+    struct remus_daemon daemon;     /* of packets */
+    struct remus_disks disks;
     struct remus_work work;
 
     struct remus_core core;
@@ -81,7 +111,9 @@ struct remus_run {
     uint64_t peer_sent_us;          /* newest heartbeat, to be echoed */
     uint64_t channel_lost_us;       /* when the daemon reported the end of the packet channel */
     bool channel_lost_told;
-    unsigned int periods;
+    uint64_t disks_lost_us;         /* when colo-blkd reported that it replicates no more */
+    char disks_lost[160];
+    unsigned int periods, disk_periods;
 
     struct remus_status status;
     uint64_t status_us;
@@ -118,14 +150,19 @@ bool remus_run_link_full(const struct remus_run *r);
 void remus_run_link_pause(struct remus_run *r, bool pause);  /* stop or go on reading */
 void remus_run_link_close(struct remus_run *r);
 
-/* Starts LIBEXEC/name with the control socket and the packet channel; waits for READY. */
-int remus_run_daemon_start(struct remus_run *r, const char *name, char **args, int channel_fd);
+/* Starts LIBEXEC/args[0] with the control socket, its channel and (-1: none) keep_fd; waits for
+ * READY.  d is zero, and stays where it is until the loop has ended: it is not used twice. */
+int remus_run_daemon_start(struct remus_run *r, struct remus_daemon *d, char **args,
+                           int channel_fd, int keep_fd);
 /*
  * Waits for an answer while the guest is paused: other messages are dispatched meanwhile.
  * -ETIMEDOUT, -EPIPE.
  */
-int remus_run_daemon_wait(struct remus_run *r, uint32_t type, int timeout_ms);
-void remus_run_daemon_stop(struct remus_run *r);
+int remus_run_daemon_wait(struct remus_daemon *d, uint32_t type, int timeout_ms);
+#define RUN_ANY_EPOCH UINT64_MAX
+int remus_run_daemon_wait_for(struct remus_daemon *d, uint32_t type, uint64_t epoch,
+                              int timeout_ms);
+void remus_run_daemon_stop(struct remus_daemon *d);
 
 /*
  * work(side) in a thread, then done(side) in the loop, unless remus_run_work_wait came between.

@@ -8,6 +8,7 @@
  * it is destroyed.
  */
 #include <ctype.h>
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -21,7 +22,7 @@
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 
-#include "tools/libxl/remus_run.h"
+#include "tools/libxl/remus_disks.h"
 
 #define RESUME_PATH_US      60000000u /* the copy's first run, until it has suspended again */
 #define CONTROL_MS          5000
@@ -35,6 +36,7 @@ struct secondary {
     struct xc_sr_epoch epoch;
     struct remus_assembler assembler;
     bool assembling;
+    uint64_t received;              /* the epoch whose memory is here, and not its disks' writes */
 
     /* building */
     char *config;                   /* JSON, as the primary sent it */
@@ -46,6 +48,7 @@ struct secondary {
     char builder_line[32];
     size_t builder_line_bytes;
     bool first_run;                 /* the copy runs its resume path */
+    bool suspend_asked;             /* ... and is to suspend at its end */
     uint64_t first_run_us, stream_bytes;
     bool destroying;
 
@@ -254,9 +257,16 @@ static void begin_first_run(struct secondary *s, uint32_t domid)
     remus_guest_publish(r->xs, domid, "mode", r->p->core.mode->name);
     remus_guest_publish(r->xs, domid, "peer", r->p->peer ? r->p->peer : "");
     rc = xc_sr_secondary_open(&s->sr, &r->h);
-    /* The request is there before the guest runs: it suspends as soon as it has resumed. */
     if (!rc)
+        rc = remus_disks_adopt(r);
+    /*
+     * The request is there before the guest runs: it suspends as soon as it has resumed.  With
+     * disks it is asked later: processes that wait for a disk cannot be frozen, and Linux connects
+     * disks in the thread that would wait for that.
+     */
+    if (!rc && !r->disks.taken)
         rc = remus_guest_suspend_ask(r->xs, domid);
+    s->suspend_asked = !r->disks.taken;
     if (!rc && xc_domain_unpause(r->h.xch, domid))
         rc = -errno;
     if (rc) {
@@ -317,7 +327,24 @@ static int start_shadow(struct secondary *s)
         return rc;
     snprintf(domid, sizeof(domid), "%u", r->h.domid);
     snprintf(vifs, sizeof(vifs), "%u", n);
-    return remus_run_daemon_start(r, "colo-shadowd", args, r->p->packet_fd);
+    return remus_run_daemon_start(r, &r->daemon, args, r->p->packet_fd, -1);
+}
+
+/* A copy with disks connects them, and is asked to suspend then. */
+static void go_on_first_run(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    int rc = remus_disks_connect(r);
+
+    if (rc == 1) {
+        s->suspend_asked = true;
+        rc = remus_guest_suspend_ask(r->xs, r->h.domid);
+    }
+    if (rc) {
+        s->first_run = false;
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the copy's disks cannot be "
+                       "connected: %s", strerror(-rc));
+    }
 }
 
 static void end_first_run(struct secondary *s)
@@ -326,6 +353,12 @@ static void end_first_run(struct secondary *s)
     int rc;
 
     s->first_run = false;
+    rc = remus_disks_detach(r);
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the copy's disks cannot be brought "
+                       "to rest: %s", strerror(-rc));
+        return;
+    }
     rc = start_shadow(s);
     if (rc) {
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the copy's network backend cannot "
@@ -359,15 +392,17 @@ static int pause_quiescent(struct secondary *s)
     }
 }
 
-static int write_frontends(struct secondary *s)
+/* *moved: they are not what they were. */
+static int write_frontends(struct secondary *s, bool *moved)
 {
     struct remus_run *r = &s->run;
     const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_FRONTENDS);
     char *copy;
     int rc;
 
-    if (!record || !r->p->net)
-        return s->vif_count ? -EBADMSG : 0;
+    *moved = false;
+    if (!record)
+        return s->vif_count || r->disks.taken ? -EBADMSG : 0;
     if (s->frontends && record->length == s->frontends_bytes &&
         !memcmp(record->body, s->frontends, record->length))
         return 0;
@@ -382,6 +417,7 @@ static int write_frontends(struct secondary *s)
     free(s->frontends);
     s->frontends = copy;
     s->frontends_bytes = record->length;
+    *moved = true;
     return r->p->net ? remus_guest_vifs(r->xs, r->h.domid, s->vifs, &s->vif_count) : 0;
 }
 
@@ -398,7 +434,7 @@ static int attach(struct secondary *s, uint64_t running_epoch)
     for (i = 0; i < s->vif_count; i++)
         list[i] = s->vifs[i].attach;
     rc = ctl_send_wait(r->daemon.fd, &msg, list, NULL, NULL, 0, CONTROL_MS);
-    return rc ? rc : remus_run_daemon_wait(r, CTL_ATTACHED, CONTROL_MS);
+    return rc ? rc : remus_run_daemon_wait(&r->daemon, CTL_ATTACHED, CONTROL_MS);
 }
 
 static int detach(struct secondary *s, uint64_t epoch)
@@ -409,7 +445,7 @@ static int detach(struct secondary *s, uint64_t epoch)
     if (!s->vif_count)
         return 0;
     rc = ctl_say(r->daemon.fd, CTL_DETACH, 0, epoch, NULL);
-    return rc ? rc : remus_run_daemon_wait(r, CTL_DETACHED, CONTROL_MS);
+    return rc ? rc : remus_run_daemon_wait(&r->daemon, CTL_DETACHED, CONTROL_MS);
 }
 
 static void apply_failed(struct secondary *s, const char *step, int rc)
@@ -457,7 +493,20 @@ static int run_copy(struct secondary *s)
         remus_guest_resumed(r->xs, r->h.domid);
     if (!rc && s->vif_count)
         rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
+    if (!rc)
+        rc = remus_disks_run(r);
     return rc;
+}
+
+/* The disk epoch that ends with the epoch in .epoch; 0: it has no disks. */
+static uint64_t disk_epoch(const struct secondary *s)
+{
+    const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_DISKS);
+    uint64_t number = 0;
+
+    if (record && record->length == sizeof(number))
+        memcpy(&number, record->body, sizeof(number));
+    return le64toh(number);
 }
 
 static void apply_report(struct secondary *s, uint64_t applied_us, uint64_t attached_us)
@@ -493,17 +542,26 @@ static void apply_done(void *side)
     const uint64_t applied_us = remus_run_now_us();
     const char *step = s->apply_step;
     uint64_t attached_us;
+    bool moved = false;
     int rc = s->apply_rc;
 
     if (s->run.core.state != RS_APPLY)
         return;                 /* took too long: letting go */
     if (!rc) {
         step = "writing its frontends' nodes";
-        rc = write_frontends(s);
+        rc = write_frontends(s, &moved);
     }
     if (!rc) {
         step = "attaching its network backend";
         rc = attach(s, s->applying + 1);
+    }
+    if (!rc) {
+        step = "committing what the primary wrote to disks";
+        rc = remus_disks_commit(&s->run, disk_epoch(s));
+    }
+    if (!rc) {
+        step = "attaching its disks";
+        rc = remus_disks_attach(&s->run, moved);
     }
     attached_us = remus_run_now_us();
     if (!rc) {
@@ -533,6 +591,10 @@ static void apply(struct secondary *s, uint64_t epoch)
         if (!rc) {
             step = "detaching its network backend";
             rc = detach(s, epoch);
+        }
+        if (!rc) {
+            step = "bringing its disks to rest";
+            rc = remus_disks_detach(&s->run);
         }
         s->detached_us = remus_run_now_us();
     }
@@ -585,12 +647,18 @@ static void take_over(struct secondary *s)
     unsigned int i;
     int rc = 0;
 
+    rc = remus_disks_takeover(r);
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the guest's disks cannot be taken "
+                       "over: %s", strerror(-rc));
+        return;
+    }
     for (i = 0; !rc && i < s->vif_count; i++)
         rc = bridge_tap(s, i);
     if (!rc && s->vif_count) {
         rc = ctl_send_wait(r->daemon.fd, &msg, NULL, NULL, s->taps, s->vif_count, CONTROL_MS);
         if (!rc)
-            rc = remus_run_daemon_wait(r, CTL_ACTIVE, CONTROL_MS);
+            rc = remus_run_daemon_wait(&r->daemon, CTL_ACTIVE, CONTROL_MS);
     }
     if (rc) {
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc,
@@ -619,6 +687,7 @@ static void mind(struct secondary *s, const struct remus_action *a)
     s->active = true;
     snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u", r->h.domid);
     xs_watch(r->xs, path, "closing");
+    remus_disks_watch_closing(r);
     remus_run_link_close(r);
     remus_run_work_wait(r);
     xc_sr_secondary_close(s->sr, true);
@@ -646,6 +715,7 @@ static void answer_closing(struct secondary *s)
     struct remus_run *r = &s->run;
     unsigned int i;
 
+    remus_disks_answer_closing(r);
     for (i = 0; i < s->vif_count; i++) {
         char path[80], *state;
         unsigned int length;
@@ -668,7 +738,8 @@ static void mind_end(struct secondary *s, uint32_t reason)
 
     snprintf(domid, sizeof(domid), "%u", r->h.domid);
     snprintf(why, sizeof(why), "%u", reason);
-    remus_run_daemon_stop(r);
+    remus_run_daemon_stop(&r->daemon);
+    remus_disks_end(r);
     if (reason != ~0u &&
         remus_run_command(r, args, s->config, strlen(s->config), line, sizeof(line)))
         remus_run_log(r, XC_SR_ERROR, "the guest ended (reason %u), but its on_ action failed",
@@ -693,7 +764,8 @@ static void destroy(struct secondary *s)
         return;
     }
     remus_run_work_wait(r);
-    remus_run_daemon_stop(r);
+    remus_run_daemon_stop(&r->daemon);
+    remus_disks_end(r);
     if (r->h.domid) {
         snprintf(domid, sizeof(domid), "%u", r->h.domid);
         xc_domain_pause(r->h.xch, r->h.domid);
@@ -736,6 +808,7 @@ static void secondary_action(struct remus_run *r, const struct remus_action *a)
         break;                  /* sent by apply, which knows the figures */
     case RA_DROP_PARTIAL:
         s->assembling = false;
+        s->received = 0;
         break;
     case RA_TAKEOVER:
         take_over(s);
@@ -777,6 +850,17 @@ static void secondary_action(struct remus_run *r, const struct remus_action *a)
 
 /* ---- What comes in -------------------------------------------------------------------------- */
 
+/* Its memory is here; so must be what the guest wrote to its disks until then. */
+static void epoch_complete(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+
+    if (!s->received || (r->disks.taken && r->disks.epoch < disk_epoch(s)))
+        return;
+    remus_run_post(r, RE_PEER_EPOCH_COMPLETE, s->received, 0, NULL);
+    s->received = 0;
+}
+
 static void epoch_frame(struct secondary *s, const struct remus_frame *f, const uint8_t *payload)
 {
     struct remus_run *r = &s->run;
@@ -803,7 +887,8 @@ static void epoch_frame(struct secondary *s, const struct remus_frame *f, const 
                        s->assembler.error);
     } else if (rc == 1) {
         s->assembling = false;
-        remus_run_post(r, RE_PEER_EPOCH_COMPLETE, f->epoch, 0, NULL);
+        s->received = f->epoch;
+        epoch_complete(s);
     } else {
         remus_run_post(r, RE_PEER_EPOCH_FRAME, f->epoch, 0, NULL);
     }
@@ -834,6 +919,16 @@ static void stream_frame(struct secondary *s, const struct remus_frame *f, const
     remus_run_post(r, RE_PEER_STREAM, 0, 0, NULL);
 }
 
+static void open_disks(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    int rc = remus_disks_receive(r);
+
+    if (rc)
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the disks of the copy cannot be "
+                       "opened: %s", strerror(-rc));
+}
+
 static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
                             const uint8_t *payload)
 {
@@ -852,6 +947,8 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
             remus_run_post(r, RE_PEER_BAD, 0, 0, "%s speaks version %u, mode %u of the protocol, "
                            "this host version %u, mode %u", r->p->peer, hello.version, hello.mode,
                            REMUS_PROTOCOL_VERSION, r->p->core.mode->wire);
+        else
+            open_disks(s);
         break;
     case REMUS_FRAME_CONFIG:
         if (take_config(s, payload, f->length))
@@ -888,10 +985,19 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
     }
 }
 
+/* Every answer of colo-shadowd is waited for where it is asked. */
 static void secondary_control(struct remus_run *r, const struct ctl_in *in)
 {
-    (void)r;
-    (void)in;                   /* every answer of colo-shadowd is waited for where it is asked */
+    if (remus_disks_control(r, in))
+        epoch_complete(self(r));
+    else if (in->msg.type == CTL_CHECKPOINT && r->core.state < RS_ARBITRATE)
+        remus_run_send(r, REMUS_FRAME_CHECKPOINT, 0, in->text, (uint32_t)strlen(in->text));
+}
+
+static void secondary_daemon_lost(struct remus_run *r, struct remus_daemon *d)
+{
+    if (d != &r->daemon)
+        remus_disks_revive(r);
 }
 
 static void secondary_watch(struct remus_run *r)
@@ -903,6 +1009,8 @@ static void secondary_watch(struct remus_run *r)
         return;
     if (s->active)
         answer_closing(s);
+    if (s->first_run && !s->suspend_asked)
+        go_on_first_run(s);
     switch (remus_guest_state(r->h.xch, r->h.domid, &reason)) {
     case REMUS_GUEST_RUNS:
         break;
@@ -933,11 +1041,13 @@ static void secondary_periodic(struct remus_run *r)
         remus_run_post(r, RE_FAILED, 0, 0, "the copy did not get through its resume path in %u s",
                        RESUME_PATH_US / 1000000);
     }
+    if (s->active)
+        remus_disks_settle(r);
 }
 
 static const struct remus_run_ops secondary_ops = {
     .action = secondary_action, .frame = secondary_frame, .control = secondary_control,
-    .watch = secondary_watch, .periodic = secondary_periodic,
+    .daemon_lost = secondary_daemon_lost, .watch = secondary_watch, .periodic = secondary_periodic,
 };
 
 int remus_secondary_run(const struct remus_session_params *params,

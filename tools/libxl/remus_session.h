@@ -13,6 +13,7 @@
 
 #include "tools/libxc/xc_sr.h"
 #include "tools/libxl/remus_core.h"
+#include "tools/libxl/remus_disk.h"
 #include "tools/remus/bypass.h"
 #include "tools/remus/ctl.h"
 
@@ -39,6 +40,8 @@ struct remus_status {
     struct ctl_stats net;
     uint32_t vif_count, cause_count;
     struct ctl_vif_stats vifs[REMUS_VIFS_MAX];
+    uint32_t disk_count;
+    struct ctl_blk_stats disks[REMUS_DISKS_MAX];
     struct ctl_cause causes[CTL_CAUSES_MAX]; /* what asked for checkpoints, the most first */
     char last_divergence[200];
     char reason[200];               /* why the newest change of state */
@@ -53,6 +56,12 @@ struct remus_session_params {
     uint32_t vifs;                  /* interfaces to protect (from preflight) */
     int link_fd;                    /* connected, secret already proven; owned by the session */
     int packet_fd;                  /* -1 without net; owned by the session */
+    int disk_fd;                    /* -1 without disks; owned by the session */
+    const struct remus_disk_place *disks; /* secondary: in the order of the guest's numbers */
+    unsigned int disk_count;
+    const char *store;              /* secondary: directory for what is not on the disks yet */
+    uint32_t sync_kib;              /* primary: KiB a second of the first synchronisation; 0: any */
+    bool shared_disks;              /* primary: both hosts reach the same disks */
     const char *libexec;            /* directory of colo-proxyd, colo-shadowd, remus-save-helper */
     uint64_t cache_pages;           /* budget of the page-mapping cache; 0: whole guest */
     uint32_t deadline_min_ms, deadline_max_ms; /* comparison; 0: defaults */

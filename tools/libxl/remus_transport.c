@@ -343,26 +343,26 @@ static unsigned int open_channel(const struct remus_open *o,
     uint16_t channel = le16toh(o->channel);
 
     if (!known || le32toh(o->magic) != REMUS_OPEN_MAGIC ||
-        le16toh(o->version) != REMUS_PROTOCOL_VERSION ||
-        (channel != REMUS_CHANNEL_LINK && channel != REMUS_CHANNEL_PACKETS))
+        le16toh(o->version) != REMUS_PROTOCOL_VERSION || channel >= REMUS_CHANNELS)
         return 0;
     return channel;
 }
 
 int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES],
-                          bool want_packets, unsigned int deadline_ms, int cancel_fd, int *link_fd,
-                          int *packets_fd, char *error)
+                          unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
+                          int fds[REMUS_CHANNELS], char *error)
 {
     struct pending pending[REMUS_OPEN_PENDING_MAX];
     uint64_t deadline = remus_now_ms() + deadline_ms;
     unsigned int bad = 0, i;
     int rc;
 
-    *link_fd = *packets_fd = -1;
+    for (i = 0; i < REMUS_CHANNELS; i++)
+        fds[i] = -1;
     for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++)
         pending[i].fd = -1;
 
-    while (*link_fd < 0 || (want_packets && *packets_fd < 0)) {
+    while (wanted) {
         struct pollfd p[REMUS_OPEN_PENDING_MAX + 2];
         uint64_t now = remus_now_ms(), next = deadline;
         unsigned int slot = REMUS_OPEN_PENDING_MAX;
@@ -408,7 +408,7 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
         for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++) {
             struct pending *q = &pending[i];
             unsigned int channel;
-            int r = 0, *place;
+            int r = 0;
 
             if (q->fd < 0)
                 continue;
@@ -417,10 +417,9 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
             if (r == 0 && now < q->deadline_ms)
                 continue;
             channel = r == 1 ? open_channel(&q->open, secret) : 0;
-            place = channel == REMUS_CHANNEL_LINK ? link_fd
-                    : channel == REMUS_CHANNEL_PACKETS && want_packets ? packets_fd : NULL;
-            if (place && *place < 0 && !tune(q->fd) && !make_blocking(q->fd)) {
-                *place = q->fd;
+            if (channel && wanted >> channel & 1 && !tune(q->fd) && !make_blocking(q->fd)) {
+                fds[channel] = q->fd;
+                wanted &= ~(1u << channel);
             } else {
                 close(q->fd);
                 bad++;
@@ -440,12 +439,10 @@ out:
     for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++)
         if (pending[i].fd >= 0)
             close(pending[i].fd);
-    if (rc) {
-        if (*link_fd >= 0)
-            close(*link_fd);
-        if (*packets_fd >= 0)
-            close(*packets_fd);
-        *link_fd = *packets_fd = -1;
+    for (i = 0; rc && i < REMUS_CHANNELS; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+        fds[i] = -1;
     }
     return rc;
 }

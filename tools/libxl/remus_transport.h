@@ -3,8 +3,8 @@
  *
  * ssh starts `xl remus-receive` on the other host and carries control messages
  * (remus_message.h).  The receiver makes a one-time secret, listens on a TCP port and tells both
- * through ssh; the primary then opens one connection for each channel (link, packets) and proves
- * itself on each with struct remus_open, the first bytes it sends.
+ * through ssh; the primary then opens one connection for each channel (link, packets, disks) and
+ * proves itself on each with struct remus_open, the first bytes it sends.
  *
  * A sentence for the user goes to error[REMUS_ERROR_BYTES] with every failure.
  */
@@ -65,15 +65,17 @@ int remus_address_parse(const char *text, char *addr, size_t room, uint16_t *por
 /* Listens on addr (NULL or "": all addresses) and port (0: any); *bound is the port. */
 int remus_listen(const char *addr, uint16_t port, int *fd, uint16_t *bound, char *error);
 
+#define REMUS_CHANNELS 4u  /* REMUS_CHANNEL_* are below this */
 /*
  * Receiver: accepts connections until each wanted channel has been opened once by someone who
- * knows the secret.  *packets_fd is -1 without want_packets.  Ends early with -ECANCELED when
+ * knows the secret.  wanted: bit REMUS_CHANNEL_* for each; fds: by channel, -1: not wanted, or it
+ * failed.  Ends early with -ECANCELED when
  * cancel_fd (-1: none) has something to read or was hung up, -ETIMEDOUT at the deadline, -EACCES
  * after REMUS_OPEN_BAD_MAX connections that could not prove themselves.
  */
 int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES],
-                          bool want_packets, unsigned int deadline_ms, int cancel_fd, int *link_fd,
-                          int *packets_fd, char *error);
+                          unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
+                          int fds[REMUS_CHANNELS], char *error);
 
 /* Primary: connects and sends the opening. */
 int remus_connect_channel(const char *addr, uint16_t port, uint16_t channel,

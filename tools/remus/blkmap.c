@@ -10,12 +10,21 @@
 struct entry {
     uint64_t block;
     uint32_t slot;
-    uint8_t present;                 /* 0: the entry is free */
+    uint8_t used;                    /* 0: the entry is free */
+    uint8_t present;                 /* sectors; 0 in a frozen map: not in the map any more */
+    uint16_t reserved;
+};
+
+/* In memory that others will read: everything is where the next one finds it. */
+struct frozen {
+    uint32_t size, reserved;
+    struct entry table[];
 };
 
 struct blkmap {
     struct entry *table;
     uint32_t size, count;
+    bool frozen;                     /* the table is somebody else's memory, and never moves */
     uint32_t slots_max, slots_used;  /* slots from slots_used on were never given out */
     uint32_t *free_slots;
     uint32_t free_count, free_room;
@@ -35,7 +44,7 @@ static struct entry *find(const struct blkmap *m, uint64_t block)
 {
     uint32_t i = home(m, block);
 
-    while (m->table[i].present && m->table[i].block != block) {
+    while (m->table[i].used && m->table[i].block != block) {
         i = (i + 1) & (m->size - 1);
     }
     return &m->table[i];
@@ -66,7 +75,9 @@ int blkmap_new(struct blkmap **out, uint32_t slots_max)
 void blkmap_free(struct blkmap *m)
 {
     if (m) {
-        free(m->table);
+        if (!m->frozen) {
+            free(m->table);
+        }
         free(m->free_slots);
         free(m);
     }
@@ -98,7 +109,7 @@ static int grow(struct blkmap *m, uint32_t more)
     }
     m->size = size;
     for (i = 0; i < old_size; i++) {
-        if (old[i].present) {
+        if (old[i].used) {
             *find(m, old[i].block) = old[i];
         }
     }
@@ -144,11 +155,11 @@ int blkmap_put(struct blkmap *m, uint64_t sector, uint32_t sectors)
     uint32_t missing = 0;
     int rc;
 
-    if (!sectors) {
-        return 0;
+    if (!sectors || m->frozen) {
+        return sectors ? -EROFS : 0;
     }
     for (block = sector / BLKMAP_SECTORS; block * BLKMAP_SECTORS < end; block++) {
-        missing += !find(m, block)->present;
+        missing += !find(m, block)->used;
     }
     if (missing > m->free_count + (m->slots_max - m->slots_used)) {
         return -ENOSPC;
@@ -160,7 +171,8 @@ int blkmap_put(struct blkmap *m, uint64_t sector, uint32_t sectors)
     for (block = sector / BLKMAP_SECTORS; block * BLKMAP_SECTORS < end; block++) {
         struct entry *e = find(m, block);
 
-        if (!e->present) {
+        if (!e->used) {
+            e->used = 1;
             e->block = block;
             e->slot = slot_take(m);
             m->count++;
@@ -214,7 +226,7 @@ static void entry_remove(struct blkmap *m, struct entry *e)
     m->count--;
     for (;;) {
         i = (i + 1) & mask;
-        if (!m->table[i].present) {
+        if (!m->table[i].used) {
             break;
         }
         if (((i - home(m, m->table[i].block)) & mask) >= ((i - gap) & mask)) {
@@ -222,7 +234,7 @@ static void entry_remove(struct blkmap *m, struct entry *e)
             gap = i;
         }
     }
-    m->table[gap].present = 0;
+    m->table[gap] = (struct entry){ 0 };
 }
 
 /* false: the entry is gone, and another may stand in its place. */
@@ -230,10 +242,11 @@ static bool entry_drop(struct blkmap *m, struct entry *e, uint64_t sector, uint6
 {
     const uint8_t left = e->present & (uint8_t)~part(e->block, sector, end);
 
-    if (e->present && !left) {
+    if (e->present && !left && !m->frozen) {
         entry_remove(m, e);
         return false;
     }
+    m->count -= e->present && !left;
     e->present = left;
     return true;
 }
@@ -293,4 +306,56 @@ bool blkmap_next(const struct blkmap *m, uint32_t *cursor, struct blkmap_block *
         }
     }
     return false;
+}
+
+/* ---- Frozen --------------------------------------------------------------------------------- */
+
+size_t blkmap_frozen_bytes(const struct blkmap *m)
+{
+    return sizeof(struct frozen) + (size_t)m->size * sizeof(struct entry);
+}
+
+void blkmap_freeze(struct blkmap *m, void *memory)
+{
+    struct frozen *f = memory;
+
+    f->size = m->size;
+    f->reserved = 0;
+    memcpy(f->table, m->table, m->size * sizeof(*m->table));
+    free(m->table);
+    m->table = f->table;
+    m->frozen = true;
+}
+
+int blkmap_open(struct blkmap **out, void *memory, size_t bytes)
+{
+    struct frozen *f = memory;
+    struct blkmap *m;
+    uint32_t i, used = 0;
+
+    *out = NULL;
+    if (bytes < sizeof(*f) || f->size < TABLE_MIN || (f->size & (f->size - 1)) ||
+        (bytes - sizeof(*f)) / sizeof(struct entry) < f->size) {
+        return -EINVAL;
+    }
+    m = calloc(1, sizeof(*m));
+    if (!m) {
+        return -ENOMEM;
+    }
+    *m = (struct blkmap){ .table = f->table, .size = f->size, .frozen = true };
+    for (i = 0; i < m->size; i++) {
+        const struct entry *e = &m->table[i];
+
+        m->count += e->present != 0;
+        used += e->used != 0;
+        if (e->used && e->slot >= m->slots_used) {
+            m->slots_used = e->slot + 1;
+        }
+    }
+    if (used == m->size || m->slots_used > BLKMAP_SLOTS_MAX) {
+        free(m);
+        return -EINVAL;              /* a search for what is not there would not end */
+    }
+    *out = m;
+    return 0;
 }

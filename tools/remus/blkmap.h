@@ -60,4 +60,14 @@ struct blkmap_block {
 };
 bool blkmap_next(const struct blkmap *m, uint32_t *cursor, struct blkmap_block *block);
 
+/*
+ * A frozen map lives in memory that outlives its process.  It only loses sectors (blkmap_put() of
+ * it: -EROFS), and at every moment whoever opens that memory finds what is left.  The memory, of
+ * blkmap_frozen_bytes(), aligned to 8, is the caller's, until after blkmap_free().
+ */
+size_t blkmap_frozen_bytes(const struct blkmap *m);
+void blkmap_freeze(struct blkmap *m, void *memory);
+/* 0; -EINVAL: that is no frozen map; -ENOMEM. */
+int blkmap_open(struct blkmap **out, void *memory, size_t bytes);
+
 #endif /* REMUS_BLKMAP_H */

@@ -5,21 +5,30 @@
  *
  * One daemon for all disks of a guest.  It takes over rings under a running guest, at whatever
  * state their last backend left them (all requests that were taken are answered), and leaves them
- * in the same state.  One thread, one epoll loop; nothing is allocated after the start:
+ * in the same state.  One thread, one epoll loop; nothing is allocated after the start, but for the
+ * maps of what lies over a copy's disks:
  *   jobs    requests under way: with none free, requests stay on their rings
  *   pages   memory for their data: a request that was taken waits for it, and all rings with it
  *
+ * With --role it is one of two, connected by the disk channel: the primary's sends what its guest
+ * writes, the secondary's keeps it for the copy (blkd_sync.c, blkd_copy.c).
+ *
  * States, and what the coordinator may say in each (ctl.h):
  *
- *   state      means                               DISK   BLK_ATTACH  DETACH    GO
- *   DETACHED   no ring is touched                  same   ATTACHED    DETACHED  refused
- *   ATTACHED   rings taken over, guest paused      -      ATTACHED    DETACHED  RUNNING
- *   RUNNING    guest is served                     -      -           RESTING   RUNNING
- *   RESTING    nothing is taken; what is under     -      -           RESTING   -
+ *   state      means                            DISK  BLK_ATTACH  DETACH    GO       BLK_COMMIT
+ *                                               BLK_STORE
+ *   DETACHED   no ring is touched               same  ATTACHED    DETACHED  RUNNING  same
+ *   ATTACHED   rings taken over, guest paused   -     ATTACHED    DETACHED  RUNNING  -
+ *   RUNNING    guest is served                  -     -           RESTING   RUNNING  -
+ *   RESTING    nothing is taken; what is under  -     -           RESTING   RUNNING  -
  *              way ends, then DETACHED is said
  *
- * STATS_GET and QUIT are legal everywhere.  The coordinator's end, or SIGTERM without one, is an
- * orderly end: as DETACH, then exit.  SIGTERM and SIGINT are ignored while it is there.
+ * GO in DETACHED is for rings that were attached before, and are where they were.  STATS_GET, QUIT,
+ * BLK_SYNC, BLK_LOCAL and FAILOVER are legal everywhere.
+ *
+ * A daemon whose coordinator is gone goes on serving its guest by itself (a secondary's, which
+ * serves only a copy, ends); SIGTERM ends it then, in order: as DETACH, then exit.  SIGTERM and
+ * SIGINT are ignored while the coordinator is there.
  *
  * A daemon that is killed leaves requests without an answer, and where they stood on their ring
  * there may be answers to others by then.  So what was taken is kept in memory that outlives the
@@ -35,7 +44,6 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <seccomp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,559 +54,17 @@
 #include <unistd.h>
 
 #include <liburing.h>
-#include <xenevtchn.h>
-#include <xengnttab.h>
-
-#include "tools/remus/blkio.h"
-#include "tools/remus/blkring.h"
-#include "tools/remus/ctl.h"
-#include "tools/remus/ctlio.h"
-#include "tools/remus/daemon.h"
+#include "tools/remus/blkd.h"
 #include "tools/remus/privdrop.h"
 
 /* After Xen's own headers, whose types they use. */
 #include <xen/evtchn.h>
 #include <xen/gntdev.h>
-#include <xen/io/blkif.h>
 
-#define JOBS          256u          /* requests under way, all disks */
-#define PAGES         8192u         /* of data: 32 MiB */
-#define TAKE_ROUND    32u           /* requests of one ring, then it is the next one's turn */
-#define COPY_BATCH    512u          /* segments of one grant copy call */
 #define EVENTS_BATCH  8
-#define INDIRECT_MAX  8u            /* pages of segments: 512 each, of which 256 may count */
-#define NO_JOB        UINT32_MAX
-
-enum blkd_state { STATE_DETACHED, STATE_ATTACHED, STATE_RUNNING, STATE_RESTING };
-
-struct disk {
-    bool there;
-    struct ctl_disk info;
-    struct blkring_disk spec;
-    uint32_t busy;                   /* jobs */
-    uint32_t barrier;                /* job: all others of this disk end before it, none begin */
-    struct ctl_blk_stats stats;
-};
-
-struct ring {
-    bool mapped;
-    struct ctl_blk_attach at;
-    struct blkring r;
-    void *pages;
-    int port;                        /* ours; -1: not bound */
-    uint32_t answered[JOBS], answers;    /* jobs whose answers the guest cannot see yet */
-    bool broken_said;
-};
-
-/*
- * What outlives the daemon.  The order of the writes is what makes it true at every moment:
- *   taken     .used after the rest of the job, and then the ring's req_cons: a job at or behind
- *             req_cons was not taken, its slot still is a request
- *   answered  .answered and .rsp_index before the answer is written into a slot: it was seen by the
- *             guest if the ring's rsp_prod is beyond rsp_index, and is to be done again if not
- */
-struct keep {
-    uint32_t version;
-    struct keep_ring {
-        uint32_t valid;              /* the ring is or was being served */
-        uint32_t req_cons;
-    } ring[REMUS_RINGS_MAX];
-    struct keep_job {
-        uint32_t used, answered, fetched;
-        uint32_t ring, index;        /* place among the ring's requests */
-        uint32_t rsp_index;
-        int32_t refused;             /* no good: this is its answer */
-        struct blkring_request req;
-    } job[JOBS];
-};
-#define KEEP_VERSION 1u
-
-/* What a job is at. */
-enum stage {
-    STAGE_FREE,
-    STAGE_COPY_IN,                   /* WRITE: its data is to be copied */
-    STAGE_IO,
-    STAGE_COPY_OUT,                  /* READ: its data is to be copied */
-};
-
-struct job {
-    struct blkd *b;
-    struct disk *disk;
-    struct ring *ring;
-    enum stage stage;
-    bool synced;                     /* barrier: what came before is durable */
-    uint64_t taken_us;
-    uint32_t pages;
-    uint32_t page[BLKRING_SEGS_MAX];
-    struct iovec iov[BLKRING_SEGS_MAX];
-    struct blkio_op op;
-    struct keep_job *kept;
-};
-
-struct blkd {
-    uint32_t domid;
-    enum blkd_state state;
-    bool ctl_open, quit;
-    bool busy;                       /* there is more to do: do not sleep */
-    bool attached_before;            /* what is kept is our own, and over */
-    uint64_t rest_epoch;             /* of the DETACH that is under way */
-    uint64_t now_us;
-    int epoll;
-    xengnttab_handle *xgt;
-    xenevtchn_handle *xce;
-    struct blkio *io;
-    struct disk disk[REMUS_DISKS_MAX];
-    struct ring ring[REMUS_RINGS_MAX];
-    uint32_t rings;                  /* slots in use */
-    struct job *jobs;
-    uint32_t free_job[JOBS], free_jobs;
-    uint8_t *memory;                 /* PAGES pages */
-    uint32_t free_page[PAGES], free_pages;
-    uint8_t *indirect;               /* INDIRECT_MAX pages */
-    uint32_t copy_job[JOBS], copy_jobs;          /* wait for their grant copy */
-    uint32_t wait_job[JOBS], wait_jobs;          /* wait for memory, or for the end of others */
-    struct keep *keep;
-    xengnttab_grant_copy_segment_t copies[COPY_BATCH];
-};
-
-static bool may_say(const struct blkd *b)
-{
-    return daemon_may_say(b->domid, b->now_us);
-}
-
-static uint8_t *page_at(const struct blkd *b, uint32_t page)
-{
-    return b->memory + (size_t)page * BLKRING_PAGE;
-}
-
-/* ---- Jobs ----------------------------------------------------------------------------------- */
-
-static uint32_t job_number(const struct job *j)
-{
-    return (uint32_t)(j - j->b->jobs);
-}
-
-static void store(uint32_t *at, uint32_t value)
-{
-    __atomic_store_n(at, value, __ATOMIC_RELEASE);
-}
-
-/* Where a segment's data is here.  Not to be read from iov, which I/O in parts changes. */
-static uint8_t *segment_data(const struct job *j, uint32_t i)
-{
-    return page_at(j->b, j->page[i]) + j->kept->req.seg[i].first * BLKRING_SECTOR;
-}
-
-/* Memory for the request's segments; false: not now. */
-static bool job_pages(struct job *j)
-{
-    const struct blkring_request *req = &j->kept->req;
-    struct blkd *b = j->b;
-    uint32_t i;
-
-    if (req->op != BLKRING_READ && req->op != BLKRING_WRITE) {
-        return true;
-    }
-    if (b->free_pages < req->segs) {
-        return false;
-    }
-    for (i = 0; i < req->segs; i++) {
-        const struct blkring_seg *seg = &req->seg[i];
-
-        j->page[i] = b->free_page[--b->free_pages];
-        j->iov[i].iov_base = segment_data(j, i);
-        j->iov[i].iov_len = (size_t)seg->sectors * BLKRING_SECTOR;
-    }
-    j->pages = req->segs;
-    return true;
-}
-
-static void job_begin(struct job *j, struct ring *ring)
-{
-    j->ring = ring;
-    j->disk = &j->b->disk[ring->at.disk];
-    j->synced = false;
-    j->pages = 0;
-    j->taken_us = j->b->now_us;
-    j->disk->busy++;
-}
-
-/* The guest can see its answer. */
-static void job_free(struct job *j)
-{
-    struct blkd *b = j->b;
-
-    store(&j->kept->used, 0);
-    j->disk->busy--;
-    j->stage = STAGE_FREE;
-    b->free_job[b->free_jobs++] = job_number(j);
-}
-
-static int16_t status_of(int rc)
-{
-    return !rc ? BLKIF_RSP_OKAY : rc == -EOPNOTSUPP ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR;
-}
-
-static void count_job(const struct job *j, int rc)
-{
-    static const char *const names[] = { "read", "write", "flush", "discard" };
-    const struct blkring_request *req = &j->kept->req;
-    struct ctl_blk_stats *stats = &j->disk->stats;
-    const struct blkd *b = j->b;
-    uint64_t delay_us = b->now_us - j->taken_us;
-
-    if (j->kept->refused) {
-        stats->bad++;
-        if (may_say(b)) {
-            daemon_say(DAEMON_WARNING, "domain %u disk %u (vdev %u): bad request, operation %u: "
-                       "answered with an error", b->domid, j->disk->info.disk, j->disk->info.vdev,
-                       req->operation);
-        }
-        return;
-    }
-    if (rc) {
-        stats->errors++;
-        if (may_say(b)) {
-            daemon_say(DAEMON_WARNING, "domain %u disk %u (vdev %u): %s of %" PRIu64 " sectors at %"
-                       PRIu64 ": %s: answered with an error", b->domid, j->disk->info.disk,
-                       j->disk->info.vdev, names[req->op], req->sectors, req->sector,
-                       strerror(-rc));
-        }
-    } else if (req->op == BLKRING_READ) {
-        stats->reads++;
-        stats->read_bytes += req->sectors * BLKRING_SECTOR;
-    } else if (req->op == BLKRING_WRITE) {
-        stats->writes++;
-        stats->written_bytes += req->sectors * BLKRING_SECTOR;
-    } else if (req->op == BLKRING_FLUSH) {
-        stats->flushes++;
-    } else {
-        stats->discards++;
-    }
-    stats->delay_us_sum += delay_us;
-    if (delay_us > stats->delay_us_max) {
-        stats->delay_us_max = delay_us;
-    }
-}
-
-/* The end of a request: its answer, visible with the ring's next push. */
-static void job_done(struct job *j, int rc)
-{
-    struct ring *ring = j->ring;
-    struct blkd *b = j->b;
-
-    count_job(j, rc);
-    while (j->pages) {
-        b->free_page[b->free_pages++] = j->page[--j->pages];
-    }
-    if (j->disk->barrier == job_number(j)) {
-        j->disk->barrier = NO_JOB;
-    }
-    j->kept->rsp_index = ring->r.rsp_prod;
-    store(&j->kept->answered, 1);
-    blkring_respond(&ring->r, j->kept->req.id, j->kept->req.operation, status_of(rc));
-    ring->answered[ring->answers++] = job_number(j);
-    b->busy = true;                  /* push, and what waited for its memory */
-}
-
-/* ---- The disk ------------------------------------------------------------------------------- */
-
-static void io_begin(struct job *j, enum blkio_type type);
-
-static void io_done(struct blkio_op *op, int rc)
-{
-    struct job *j = op->arg;
-
-    if (rc) {
-        job_done(j, rc);
-    } else if (op->type == BLKIO_SYNC && !j->synced && j->kept->req.op == BLKRING_WRITE) {
-        j->synced = true;
-        io_begin(j, BLKIO_WRITE);
-    } else if (op->type == BLKIO_WRITE && j->kept->req.barrier) {
-        io_begin(j, BLKIO_SYNC);
-    } else if (op->type == BLKIO_READ) {
-        j->stage = STAGE_COPY_OUT;
-        j->b->copy_job[j->b->copy_jobs++] = job_number(j);
-    } else {
-        job_done(j, 0);
-    }
-}
-
-static void io_begin(struct job *j, enum blkio_type type)
-{
-    const struct blkring_request *req = &j->kept->req;
-
-    j->stage = STAGE_IO;
-    j->op = (struct blkio_op){
-        .type = type, .file = j->disk->info.disk, .offset = req->sector * BLKRING_SECTOR,
-        .bytes = req->sectors * BLKRING_SECTOR, .iov = j->iov, .iovs = req->segs,
-        .done = io_done, .arg = j,
-    };
-    blkio_begin(j->b->io, &j->op);   /* as many may be under way as there are jobs */
-}
-
-/* A good request with its data, or with memory for it. */
-static void execute(struct job *j)
-{
-    switch (j->kept->req.op) {
-    case BLKRING_READ:
-        io_begin(j, BLKIO_READ);
-        break;
-    case BLKRING_WRITE:
-        io_begin(j, j->kept->req.barrier ? BLKIO_SYNC : BLKIO_WRITE);
-        break;
-    case BLKRING_FLUSH:
-        io_begin(j, BLKIO_SYNC);
-        break;
-    case BLKRING_DISCARD:
-        if (j->kept->req.secure) {
-            job_done(j, -EOPNOTSUPP); /* a hole says nothing of where the data was */
-        } else {
-            io_begin(j, BLKIO_PUNCH);
-        }
-        break;
-    }
-}
-
-/* ---- Grant copies --------------------------------------------------------------------------- */
-
-static void copy_segment(xengnttab_grant_copy_segment_t *c, const struct job *j, uint32_t i)
-{
-    const struct blkring_seg *seg = &j->kept->req.seg[i];
-    bool in = j->stage == STAGE_COPY_IN;
-    union xengnttab_copy_ptr guest, here;
-
-    memset(&guest, 0, sizeof(guest));
-    guest.foreign.ref = seg->gref;
-    guest.foreign.offset = (uint16_t)(seg->first * BLKRING_SECTOR);
-    guest.foreign.domid = (uint16_t)j->b->domid;
-    memset(&here, 0, sizeof(here));
-    here.virt = segment_data(j, i);
-    memset(c, 0, sizeof(*c));
-    c->source = in ? guest : here;
-    c->dest = in ? here : guest;
-    c->len = (uint16_t)(seg->sectors * BLKRING_SECTOR);
-    c->flags = in ? GNTCOPY_source_gref : GNTCOPY_dest_gref;
-}
-
-/* The copies of jobs from..to-1 of the list, which fill b->copies; then on with each. */
-static void copy_batch(struct blkd *b, uint32_t from, uint32_t to, uint32_t count)
-{
-    uint32_t i, k, at = 0;
-    int rc = xengnttab_grant_copy(b->xgt, count, b->copies) ? -errno : 0;
-
-    for (i = from; i < to; i++) {
-        struct job *j = &b->jobs[b->copy_job[i]];
-        bool good = !rc;
-
-        for (k = 0; k < j->pages; k++) {
-            good &= b->copies[at++].status == GNTST_okay;
-        }
-        if (!good) {
-            job_done(j, rc ? rc : -EFAULT);
-        } else if (j->stage == STAGE_COPY_IN) {
-            execute(j);
-        } else {
-            job_done(j, 0);
-        }
-    }
-}
-
-static void copies_work(struct blkd *b)
-{
-    uint32_t i, k, from = 0, count = 0;
-
-    for (i = 0; i < b->copy_jobs; i++) {
-        struct job *j = &b->jobs[b->copy_job[i]];
-
-        if (count + j->pages > COPY_BATCH) {
-            copy_batch(b, from, i, count);
-            from = i;
-            count = 0;
-        }
-        for (k = 0; k < j->pages; k++) {
-            copy_segment(&b->copies[count++], j, k);
-        }
-    }
-    if (count) {
-        copy_batch(b, from, b->copy_jobs, count);
-    }
-    b->copy_jobs = 0;
-}
-
-/* ---- Requests ------------------------------------------------------------------------------- */
-
-/* The segments that an indirect request keeps in pages of the guest.  0 or negative errno. */
-static int fetch_indirect(struct job *j)
-{
-    struct blkring_request req = j->kept->req;
-    struct blkd *b = j->b;
-    uint32_t i;
-    int rc;
-
-    for (i = 0; i < req.indirect; i++) {
-        xengnttab_grant_copy_segment_t *c = &b->copies[i];
-
-        memset(c, 0, sizeof(*c));
-        c->source.foreign.ref = req.indirect_gref[i];
-        c->source.foreign.domid = (uint16_t)b->domid;
-        c->dest.virt = b->indirect + i * BLKRING_PAGE;
-        c->len = (uint16_t)blkring_page_bytes(&req, i);
-        c->flags = GNTCOPY_source_gref;
-    }
-    if (xengnttab_grant_copy(b->xgt, req.indirect, b->copies)) {
-        return -errno;
-    }
-    for (i = 0; i < req.indirect; i++) {
-        if (b->copies[i].status != GNTST_okay) {
-            return -EFAULT;
-        }
-    }
-    rc = blkring_indirect(&j->disk->spec, &req, b->indirect);
-    if (!rc) {
-        j->kept->req = req;
-        store(&j->kept->fetched, 1);
-    }
-    return rc;
-}
-
-/* With its memory: its data comes first, or it begins. */
-static void start(struct job *j)
-{
-    if (j->kept->req.op == BLKRING_WRITE && j->pages) {
-        j->stage = STAGE_COPY_IN;
-        j->b->copy_job[j->b->copy_jobs++] = job_number(j);
-    } else {
-        execute(j);
-    }
-}
-
-/* Taken just now, or by a daemon before this one. */
-static void consider(struct job *j)
-{
-    const struct blkring_request *req = &j->kept->req;
-    struct blkd *b = j->b;
-
-    if (!j->kept->refused && req->indirect && !j->kept->fetched) {
-        j->kept->refused = fetch_indirect(j);
-    }
-    if (j->kept->refused) {
-        job_done(j, j->kept->refused);
-        return;
-    }
-    if (req->barrier) {
-        j->disk->barrier = job_number(j);
-    }
-    if (req->barrier || b->wait_jobs || !job_pages(j)) {
-        b->wait_job[b->wait_jobs++] = job_number(j);
-    } else {
-        start(j);
-    }
-}
-
-/* In order: what is behind the first that cannot begin waits as well. */
-static void resume_waiting(struct blkd *b)
-{
-    uint32_t i, done = 0;
-
-    while (done < b->wait_jobs) {
-        struct job *j = &b->jobs[b->wait_job[done]];
-
-        if ((j->kept->req.barrier && j->disk->busy > 1) || !job_pages(j)) {
-            break;
-        }
-        start(j);
-        done++;
-    }
-    for (i = done; done && i < b->wait_jobs; i++) {
-        b->wait_job[i - done] = b->wait_job[i];
-    }
-    b->wait_jobs -= done;
-}
-
-static void say_if_broken(struct blkd *b, struct ring *ring)
-{
-    if (ring->r.broken && !ring->broken_said) {
-        ring->broken_said = true;
-        daemon_say(DAEMON_WARNING, "domain %u disk %u ring %u: indices are nonsense: ring left "
-                   "alone", b->domid, ring->at.disk, ring->at.ring);
-    }
-}
-
-/* Whether the ring's next request may be taken now. */
-static bool may_take(const struct blkd *b, const struct ring *ring)
-{
-    return b->state == STATE_RUNNING && ring->r.attached && !ring->r.broken && !b->wait_jobs &&
-           b->free_jobs && b->disk[ring->at.disk].barrier == NO_JOB;
-}
-
-static void take_requests(struct blkd *b, struct ring *ring)
-{
-    const uint32_t number = (uint32_t)(ring - b->ring);
-    uint32_t i;
-
-    for (i = 0; i < TAKE_ROUND && may_take(b, ring); i++) {
-        struct job *j = &b->jobs[b->free_job[b->free_jobs - 1]];
-        struct keep_job *kept = j->kept;
-        int rc = blkring_take(&ring->r, &b->disk[ring->at.disk].spec, &kept->req);
-
-        if (!rc || rc == -EPROTO) {
-            break;
-        }
-        b->free_jobs--;
-        kept->ring = number;
-        kept->index = ring->r.req_cons - 1;
-        kept->refused = rc < 0 ? rc : 0;
-        kept->answered = kept->fetched = 0;
-        store(&kept->used, 1);
-        store(&b->keep->ring[number].req_cons, ring->r.req_cons);
-        job_begin(j, ring);
-        consider(j);
-    }
-    if (i == TAKE_ROUND) {
-        b->busy = true;
-    }
-    say_if_broken(b, ring);
-}
-
-/* The answers become visible, and their jobs are forgotten. */
-static void push(struct blkd *b, struct ring *ring)
-{
-    if (!ring->answers) {
-        return;
-    }
-    if (blkring_push(&ring->r)) {
-        xenevtchn_notify(b->xce, (evtchn_port_t)ring->port);
-    }
-    while (ring->answers) {
-        job_free(&b->jobs[ring->answered[--ring->answers]]);
-    }
-}
-
-static void rings_work(struct blkd *b)
-{
-    uint32_t i;
-
-    resume_waiting(b);
-    for (i = 0; i < b->rings; i++) {
-        take_requests(b, &b->ring[i]);
-    }
-    copies_work(b);
-    for (i = 0; i < b->rings; i++) {
-        struct ring *ring = &b->ring[i];
-
-        push(b, ring);
-        if (may_take(b, ring) && blkring_more(&ring->r)) {
-            b->busy = true;
-        }
-        say_if_broken(b, ring);
-    }
-}
-
-static bool at_rest(const struct blkd *b)
-{
-    return b->free_jobs == JOBS;
-}
+#define BUFFER_BYTES  (REMUS_DISK_BYTES_MAX + BLKRING_PAGE)
+#define BUFFERS       (SYNC_SLOTS + REMOTE_OPS + MERGE_OPS)
+#define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS))
 
 /* ---- Attaching ------------------------------------------------------------------------------ */
 
@@ -618,7 +84,8 @@ static void ring_release(struct blkd *b, struct ring *ring)
 
 static bool same_ring(const struct ctl_blk_attach *a, const struct ctl_blk_attach *b)
 {
-    return a->disk == b->disk && a->ring == b->ring && a->pages == b->pages && a->port == b->port &&
+    return a->domid == b->domid && a->disk == b->disk && a->ring == b->ring &&
+           a->pages == b->pages && a->port == b->port &&
            !memcmp(a->refs, b->refs, a->pages * sizeof(a->refs[0]));
 }
 
@@ -638,6 +105,7 @@ static int ring_attach(struct blkd *b, struct ring *ring, const struct ctl_blk_a
     }
     if (!ring->mapped || !same_ring(&ring->at, at)) {
         ring_release(b, ring);
+        b->domid = at->domid;        /* a copy gets its number late */
         memcpy(refs, at->refs, sizeof(refs));
         ring->at = *at;
         ring->pages = xengnttab_map_domain_grant_refs(b->xgt, at->pages, b->domid, refs,
@@ -681,50 +149,8 @@ static int ring_resume(struct blkd *b, uint32_t number, char *error, size_t size
         return -EPROTO;
     }
     kept->req_cons = ring->r.req_cons;
-    store(&kept->valid, 1);
+    keep_store(&kept->valid, 1);
     return 0;
-}
-
-/*
- * Jobs of a daemon before this one: those that the guest has no answer to are done again, barriers
- * last, as they wait for all others.
- */
-static void resume_jobs(struct blkd *b)
-{
-    uint32_t i, k, left = 0, again = 0;
-    bool barriers;
-
-    for (i = 0; i < JOBS; i++) {
-        struct keep_job *kept = &b->keep->job[i];
-        const struct ring *ring = &b->ring[kept->ring < b->rings ? kept->ring : 0];
-
-        if (!kept->used || kept->ring >= b->rings ||
-            (int32_t)(kept->index - ring->r.req_cons) >= 0 ||
-            (kept->answered && (int32_t)(ring->r.rsp_prod - kept->rsp_index) > 0)) {
-            kept->used = 0;
-            b->free_job[left++] = i;
-        }
-    }
-    b->free_jobs = left;
-    for (k = 0; k < 2; k++) {
-        barriers = k;
-        for (i = 0; i < JOBS; i++) {
-            struct keep_job *kept = &b->keep->job[i];
-            struct job *j = &b->jobs[i];
-
-            if (kept->used && j->stage == STAGE_FREE && kept->req.barrier == barriers) {
-                kept->answered = 0;
-                j->stage = STAGE_IO;
-                job_begin(j, &b->ring[kept->ring]);
-                consider(j);
-                again++;
-            }
-        }
-    }
-    if (again) {
-        daemon_say(DAEMON_INFO, "domain %u: %u requests of the daemon before this one are done "
-                   "again", b->domid, again);
-    }
 }
 
 static int do_attach(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
@@ -743,10 +169,44 @@ static int do_attach(struct blkd *b, const struct ctl_in *in, char *error, size_
         rc = ring_resume(b, i, error, size);
     }
     if (!rc && !b->attached_before) {
-        resume_jobs(b);
+        jobs_resume(b);
     }
     b->attached_before = true;
     return rc;
+}
+
+/* Of whatever the replication has under way. */
+static int setup_buffers(struct blkd *b)
+{
+    uint8_t *next = mmap(NULL, (size_t)BUFFERS * BUFFER_BYTES, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint32_t i;
+
+    if (next == MAP_FAILED) {
+        return -ENOMEM;
+    }
+    b->buffers = next;
+    for (i = 0; i < SYNC_SLOTS; i++, next += BUFFER_BYTES) {
+        b->r.slot[i].mem.iov_base = next;
+    }
+    for (i = 0; i < REMOTE_OPS; i++, next += BUFFER_BYTES) {
+        b->r.op[i].mem.iov_base = next;
+    }
+    for (i = 0; i < MERGE_OPS; i++, next += BUFFER_BYTES) {
+        b->r.merge[i].mem.iov_base = next;
+    }
+    return 0;
+}
+
+void disk_describe(struct disk *d, const struct ctl_disk *info)
+{
+    d->info = *info;
+    d->spec = (struct blkring_disk){
+        .sectors = info->sectors, .logical_bytes = info->logical_bytes,
+        .read_only = info->read_only, .flush = info->flush, .barrier = info->barrier,
+        .discard = info->discard, .secure_discard = info->secure_discard,
+        .segs_max = info->segs_max,
+    };
 }
 
 static int do_disk(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
@@ -756,7 +216,8 @@ static int do_disk(struct blkd *b, const struct ctl_in *in, char *error, size_t 
     int rc;
 
     if (in->msg.count != 1 || in->n_fds != 1 || info->disk >= REMUS_DISKS_MAX ||
-        b->disk[info->disk].there || info->segs_max > BLKRING_SEGS_MAX ||
+        info->disk != b->disks || (b->role == ROLE_SECONDARY && !b->r.window) ||
+        info->segs_max > BLKRING_SEGS_MAX ||
         info->logical_bytes < BLKRING_SECTOR || info->logical_bytes > BLKRING_PAGE ||
         (info->logical_bytes & (info->logical_bytes - 1))) {
         snprintf(error, size, "domain %u: DISK does not describe a new disk", b->domid);
@@ -769,20 +230,54 @@ static int do_disk(struct blkd *b, const struct ctl_in *in, char *error, size_t 
                  info->disk, strerror(-rc));
         return rc;
     }
+    if (b->role == ROLE_SECONDARY) {
+        rc = blkview_new(&d->view, info->disk * BLKVIEW_LAYERS * BLKVIEW_LAYER_BYTES,
+                         (uint32_t)(b->r.window / BLKRING_PAGE));
+    }
+    if (rc) {
+        snprintf(error, size, "domain %u disk %u: its overlay: %s", b->domid, info->disk,
+                 strerror(-rc));
+        return rc;
+    }
     d->there = true;
-    d->info = *info;
-    d->spec = (struct blkring_disk){
-        .sectors = info->sectors, .logical_bytes = info->logical_bytes,
-        .read_only = info->read_only, .flush = info->flush, .barrier = info->barrier,
-        .discard = info->discard, .secure_discard = info->secure_discard,
-        .segs_max = info->segs_max,
-    };
+    b->disks++;
+    disk_describe(d, b->keep->described[info->disk] ? &b->keep->disk[info->disk] : info);
+    return 0;
+}
+
+
+/*
+ * What is not on the copy's disks yet goes into this file; or a daemon before this one, which took
+ * over, has left it there.
+ */
+static int do_store(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
+{
+    const bool resumes = b->role == ROLE_LOCAL && b->keep->views && b->disks;
+    int rc = in->n_fds == 1 && !b->r.window && in->msg.epoch > 2 * CREDIT_KEPT &&
+             in->msg.epoch <= BLKVIEW_LAYER_BYTES && (b->role == ROLE_SECONDARY || resumes) ? 0
+             : -EINVAL;
+
+    if (!rc) {
+        rc = blkio_set_file(b->io, STORE_FILE, in->fds[0]);
+    }
+    if (!rc && resumes) {
+        rc = setup_buffers(b);
+    }
+    if (!rc && resumes) {
+        rc = copy_resume(b);
+    }
+    if (rc) {
+        snprintf(error, size, "domain %u: BLK_STORE of %" PRIu64 " bytes cannot be used: %s",
+                 b->domid, in->msg.epoch, strerror(-rc));
+        return rc;
+    }
+    b->r.window = b->r.credit = in->msg.epoch;
     return 0;
 }
 
 /* ---- Control -------------------------------------------------------------------------------- */
 
-static void fail(struct blkd *b, const char *text)
+void blkd_fail(struct blkd *b, const char *text)
 {
     daemon_say(DAEMON_ERROR, "%s", text);
     if (b->ctl_open) {
@@ -797,7 +292,13 @@ static void stats_send(struct blkd *b)
     uint32_t i, n = 0;
 
     for (i = 0; i < REMUS_DISKS_MAX && b->disk[i].there; i++) {
+        const struct blkview *view = b->disk[i].view;
+
         stats[n] = b->disk[i].stats;
+        stats[n].vdev = b->disk[i].info.vdev;
+        stats[n].bytes = b->disk[i].info.sectors * BLKRING_SECTOR;
+        stats[n].overlay_bytes = view ? (uint64_t)blkview_overlay_blocks(view) * BLKRING_PAGE : 0;
+        stats[n].waiting_bytes = view ? (uint64_t)blkview_waiting_blocks(view) * BLKRING_PAGE : 0;
         stats[n++].busy = b->disk[i].busy;
     }
     ctl_send_wait(REMUS_CTL_FD, &(struct ctl_msg){ .type = CTL_BLK_STATS, .count = n }, stats, NULL,
@@ -805,10 +306,21 @@ static void stats_send(struct blkd *b)
 }
 
 /* The guest runs: it may be owed a notification, and there may be requests nobody rang for. */
-static void do_go(struct blkd *b)
+static void do_go(struct blkd *b, uint64_t epoch)
 {
     uint32_t i;
 
+    for (i = 0; b->state == STATE_DETACHED && i < b->rings; i++) {
+        struct ring *ring = &b->ring[i];
+
+        blkring_attach(&ring->r, ring->pages, ring->at.pages, (enum blkring_abi)ring->at.abi,
+                       b->domid);
+        b->keep->ring[i].req_cons = ring->r.req_cons;
+        keep_store(&b->keep->ring[i].valid, 1);
+    }
+    if (b->role == ROLE_PRIMARY) {
+        sync_epoch(b, epoch);
+    }
     for (i = 0; i < b->rings; i++) {
         xenevtchn_notify(b->xce, (evtchn_port_t)b->ring[i].port);
     }
@@ -820,7 +332,7 @@ static void rested(struct blkd *b)
     uint32_t i;
 
     for (i = 0; i < b->rings; i++) {
-        store(&b->keep->ring[i].valid, 0);
+        keep_store(&b->keep->ring[i].valid, 0);
         blkring_detach(&b->ring[i].r);
     }
     b->state = STATE_DETACHED;
@@ -833,49 +345,107 @@ static void rested(struct blkd *b)
 
 enum { NO = -1 };
 
-static const int state_next[4][4] = {
-    /*                   DISK            BLK_ATTACH      DETACH          GO */
-    [STATE_DETACHED] = { STATE_DETACHED, STATE_ATTACHED, STATE_RESTING,  NO },
-    [STATE_ATTACHED] = { NO,             STATE_ATTACHED, STATE_RESTING,  STATE_RUNNING },
-    [STATE_RUNNING]  = { NO,             NO,             STATE_RESTING,  STATE_RUNNING },
-    [STATE_RESTING]  = { NO,             NO,             STATE_RESTING,  NO },
+static const int state_next[4][5] = {
+    /*                   DISK, BLK_STORE BLK_ATTACH      DETACH         GO             BLK_COMMIT */
+    [STATE_DETACHED] = { STATE_DETACHED, STATE_ATTACHED, STATE_RESTING, STATE_RUNNING,
+                         STATE_DETACHED },
+    [STATE_ATTACHED] = { NO,             STATE_ATTACHED, STATE_RESTING, STATE_RUNNING, NO },
+    [STATE_RUNNING]  = { NO,             NO,             STATE_RESTING, STATE_RUNNING, NO },
+    [STATE_RESTING]  = { NO,             NO,             STATE_RESTING, STATE_RUNNING, NO },
 };
+
+/* What may be said in any state.  false: it is something else. */
+static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
+{
+    switch (msg->type) {
+    case CTL_STATS_GET:
+        stats_send(b);
+        return true;
+    case CTL_QUIT:
+        if (b->role == ROLE_SECONDARY) {
+            copy_end(b);
+        }
+        b->quit = b->role != ROLE_ACTIVE;
+        b->quit_merged = true;
+        return true;
+    case CTL_BLK_SYNC:
+        sync_begin(b, msg->code);
+        return true;
+    case CTL_BLK_LOCAL:
+        if (b->role == ROLE_PRIMARY) {
+            sync_end(b);
+        }
+        return true;
+    case CTL_FAILOVER:
+        if (b->role == ROLE_SECONDARY) {
+            copy_takeover(b);
+        }
+        ctl_say(REMUS_CTL_FD, CTL_ACTIVE, 0, 0, NULL);
+        return true;
+    }
+    return false;
+}
 
 static void ctl_message(struct blkd *b, const struct ctl_in *in)
 {
     char error[CTL_TEXT_MAX] = "";
     int column = -1, next, rc = 0;
 
+    if (ctl_anytime(b, &in->msg)) {
+        return;
+    }
     switch (in->msg.type) {
-    case CTL_DISK:       column = 0; break;
+    case CTL_DISK:
+    case CTL_BLK_STORE:  column = 0; break;
     case CTL_BLK_ATTACH: column = 1; break;
     case CTL_DETACH:     column = 2; break;
     case CTL_GO:         column = 3; break;
-    case CTL_STATS_GET:  stats_send(b); return;
-    case CTL_QUIT:       b->quit = true; return;
+    case CTL_BLK_COMMIT: column = 4; break;
     }
     next = column < 0 ? NO : state_next[b->state][column];
     if (next == NO) {
         snprintf(error, sizeof(error), "domain %u: %s is not legal now (state %d)", b->domid,
                  ctl_type_name(in->msg.type), b->state);
-        fail(b, error);
+        blkd_fail(b, error);
         return;
     }
     switch (in->msg.type) {
     case CTL_DISK:       rc = do_disk(b, in, error, sizeof(error)); break;
     case CTL_BLK_ATTACH: rc = do_attach(b, in, error, sizeof(error)); break;
+    case CTL_BLK_STORE:  rc = do_store(b, in, error, sizeof(error)); break;
     case CTL_DETACH:     b->rest_epoch = in->msg.epoch; break;
-    case CTL_GO:         do_go(b); break;
+    case CTL_GO:         do_go(b, in->msg.epoch); break;
+    case CTL_BLK_COMMIT: copy_commit(b, in->msg.epoch); break;
     }
     if (rc) {
-        fail(b, error);
+        blkd_fail(b, error);
         return;
     }
     b->state = (enum blkd_state)next;
     switch (in->msg.type) {
-    case CTL_DISK:       ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL); break;
+    case CTL_DISK:
+    case CTL_BLK_STORE:  ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL); break;
+    case CTL_BLK_COMMIT: ctl_say(REMUS_CTL_FD, CTL_BLK_COMMITTED, 0, in->msg.epoch, NULL); break;
     case CTL_BLK_ATTACH: ctl_say(REMUS_CTL_FD, CTL_ATTACHED, 0, in->msg.epoch, NULL); break;
     }
+}
+
+/* A guest is not to hang because its coordinator is gone; a copy is nobody's then. */
+static void orphaned(struct blkd *b)
+{
+    daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
+    epoll_ctl(b->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
+    close(REMUS_CTL_FD);
+    b->ctl_open = false;
+    if (b->role == ROLE_SECONDARY || !b->rings) {
+        b->quit = true;
+        return;
+    }
+    if (b->role == ROLE_PRIMARY) {
+        sync_end(b);
+    }
+    do_go(b, 0);
+    b->state = STATE_RUNNING;
 }
 
 static void ctl_work(struct blkd *b)
@@ -885,13 +455,9 @@ static void ctl_work(struct blkd *b)
 
     while (!b->quit && b->ctl_open && (rc = ctl_recv(REMUS_CTL_FD, &in)) != -EAGAIN) {
         if (rc == -EPROTO) {
-            fail(b, "malformed control message");
+            blkd_fail(b, "malformed control message");
         } else if (rc) {
-            daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
-            epoll_ctl(b->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
-            close(REMUS_CTL_FD);
-            b->ctl_open = false;
-            b->state = STATE_RESTING;
+            orphaned(b);
         } else {
             ctl_message(b, &in);
             ctl_in_dispose(&in);
@@ -901,25 +467,40 @@ static void ctl_work(struct blkd *b)
 
 /* ---- Loop ----------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t terminated;
-
-static void on_signal(int number)
-{
-    terminated = number;
-}
-
-/* Which port rang does not matter: every ring is looked at in this round.  Unmask first, so that
- * what comes later rings again. */
 static void events_work(struct blkd *b)
 {
-    evtchn_port_t ports[REMUS_RINGS_MAX];
-    const int fd = xenevtchn_fd(b->xce);
-    ssize_t r = read(fd, ports, sizeof(ports));
+    int rc = daemon_events(xenevtchn_fd(b->xce));
 
-    if (r > 0 && write(fd, ports, (size_t)r) != r && may_say(b)) {
+    if (rc && daemon_may_say(b->domid, b->now_us)) {
         daemon_say(DAEMON_WARNING, "domain %u: event channels cannot be unmasked: %s", b->domid,
-                   strerror(errno));
+                   strerror(-rc));
     }
+}
+
+/* The channel is listened to only as far as there is something to be done about it. */
+static void channel_watch(struct blkd *b)
+{
+    struct epoll_event event;
+
+    if (!b->r.chan) {
+        return;
+    }
+    event.data.u64 = (uint64_t)blkchan_fd(b->r.chan);
+    event.events = (b->r.held || !b->r.listening ? 0 : EPOLLIN) |
+                   (blkchan_wants_write(b->r.chan) ? EPOLLOUT : 0);
+    if (event.events != b->watched) {
+        b->watched = event.events;
+        epoll_ctl(b->epoll, EPOLL_CTL_MOD, blkchan_fd(b->r.chan), &event);
+    }
+}
+
+/* For epoll_wait: until something is to be done all the same. */
+static int wait_ms(const struct blkd *b)
+{
+    int sync_ms = sync_wait_ms(b), copy_ms = copy_wait_ms(b);
+
+    return b->busy ? 0 : sync_ms < 0 ? copy_ms : copy_ms < 0 || sync_ms < copy_ms ? sync_ms
+           : copy_ms;
 }
 
 static void loop(struct blkd *b)
@@ -928,11 +509,12 @@ static void loop(struct blkd *b)
     int i, n, rc;
 
     while (!b->quit) {
-        n = epoll_wait(b->epoll, events, EVENTS_BATCH, b->busy ? 0 : -1);
+        channel_watch(b);
+        n = epoll_wait(b->epoll, events, EVENTS_BATCH, wait_ms(b));
         b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
         b->busy = false;
-        if (terminated && !b->ctl_open) {
-            return;
+        if (daemon_terminated() && !b->ctl_open) {
+            b->state = STATE_RESTING;
         }
         for (i = 0; i < n; i++) {
             if (events[i].data.u64 == REMUS_CTL_FD) {
@@ -942,14 +524,17 @@ static void loop(struct blkd *b)
             }
         }
         blkio_reap(b->io);
-        rings_work(b);
+        jobs_work(b);
+        sync_work(b);
+        copy_work(b);
         rc = blkio_flush(b->io);
         if (rc) {
-            fail(b, strerror(-rc));
+            blkd_fail(b, strerror(-rc));
         }
-        if (b->state == STATE_RESTING && at_rest(b)) {
+        if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
             rested(b);
         }
+        b->quit |= b->quit_merged && b->role != ROLE_ACTIVE;
     }
 }
 
@@ -967,6 +552,7 @@ static int drop_privileges(char *error, size_t size)
         { SCMP_SYS(ioctl), 1, IOCTL_EVTCHN_NOTIFY },
         { SCMP_SYS(io_uring_enter), -1, 0 },
         { SCMP_SYS(io_uring_register), 1, IORING_REGISTER_FILES_UPDATE },
+        { SCMP_SYS(ftruncate), 0, REMUS_BLK_KEEP_FD },
     };
     static const struct privdrop_options options = {
         .syscalls = calls, .syscall_count = sizeof(calls) / sizeof(calls[0]),
@@ -991,14 +577,15 @@ static int setup_keep(struct blkd *b, char *error, size_t size)
     if (fstat(REMUS_BLK_KEEP_FD, &st) ||
         (!st.st_size && ftruncate(REMUS_BLK_KEEP_FD, sizeof(*b->keep)))) {
         rc = -errno;
-    } else if (st.st_size && st.st_size != (off_t)sizeof(*b->keep)) {
+    } else if (st.st_size && st.st_size < (off_t)sizeof(*b->keep)) {
         rc = -EINVAL;
     } else {
         b->keep = mmap(NULL, sizeof(*b->keep), PROT_READ | PROT_WRITE, MAP_SHARED,
                        REMUS_BLK_KEEP_FD, 0);
         rc = b->keep == MAP_FAILED ? -errno : 0;
     }
-    if (rc || (st.st_size && b->keep->version != KEEP_VERSION)) {
+    /* 0: a daemon died before it had kept anything. */
+    if (rc || (b->keep->version && b->keep->version != KEEP_VERSION)) {
         snprintf(error, size, "descriptor %d is no memory of a colo-blkd of this version%s%s",
                  REMUS_BLK_KEEP_FD, rc ? ": " : "", rc ? strerror(-rc) : "");
         if (rc) {
@@ -1008,6 +595,16 @@ static int setup_keep(struct blkd *b, char *error, size_t size)
     }
     b->keep->version = KEEP_VERSION;
     return 0;
+}
+
+static int setup_channel(struct blkd *b)
+{
+    int rc = setup_buffers(b);
+
+    b->r.epoch = b->role == ROLE_PRIMARY ? 1 : 0;
+    b->r.direct = true;
+    return rc ? rc : blkchan_new(&b->r.chan, REMUS_CHANNEL_FD, b->role == ROLE_PRIMARY
+                                 ? BLKCHAN_PRIMARY : BLKCHAN_SECONDARY);
 }
 
 static int setup_memory(struct blkd *b)
@@ -1043,7 +640,7 @@ static int setup(struct blkd *b, char *error, size_t size)
 {
     int rc;
 
-    daemon_start("colo-blkd", on_signal);
+    daemon_start("colo-blkd");
     rc = setup_keep(b, error, size);
     if (rc) {
         return rc;
@@ -1053,7 +650,15 @@ static int setup(struct blkd *b, char *error, size_t size)
         snprintf(error, size, "memory: %s", strerror(-rc));
         return rc;
     }
-    rc = blkio_new(&b->io, JOBS, REMUS_DISKS_MAX);
+    if (b->role != ROLE_LOCAL) {
+        rc = setup_channel(b);
+    }
+    if (rc) {
+        snprintf(error, size, "the disk channel (descriptor %d): %s", REMUS_CHANNEL_FD,
+                 strerror(-rc));
+        return rc;
+    }
+    rc = blkio_new(&b->io, IO_DEPTH, REMUS_DISKS_MAX + 1);
     if (rc) {
         snprintf(error, size, "io_uring: %s (is kernel.io_uring_disabled set?)", strerror(-rc));
         return rc;
@@ -1075,6 +680,10 @@ static int setup(struct blkd *b, char *error, size_t size)
     if (!rc) {
         rc = add_to_epoll(b, blkio_fd(b->io));
     }
+    if (!rc && b->r.chan) {
+        rc = add_to_epoll(b, blkchan_fd(b->r.chan));
+        b->watched = EPOLLIN;
+    }
     if (rc) {
         snprintf(error, size, "epoll: %s (descriptor %d must be an open socket)", strerror(-rc),
                  REMUS_CTL_FD);
@@ -1087,7 +696,12 @@ static void dispose(struct blkd *b)
 {
     uint32_t i;
 
+    b->role = ROLE_LOCAL;           /* what completes now goes nowhere else */
     blkio_free(b->io);
+    blkchan_free(b->r.chan);
+    for (i = 0; i < b->disks; i++) {
+        blkview_free(b->disk[i].view);
+    }
     for (i = 0; i < REMUS_RINGS_MAX && b->xce; i++) {
         ring_release(b, &b->ring[i]);
     }
@@ -1103,8 +717,14 @@ static void dispose(struct blkd *b)
     if (b->memory) {
         munmap(b->memory, (size_t)(PAGES + INDIRECT_MAX) * BLKRING_PAGE);
     }
+    if (b->views) {
+        munmap(b->views, b->views_bytes);
+    }
     if (b->keep) {
         munmap(b->keep, sizeof(*b->keep));
+    }
+    if (b->buffers) {
+        munmap(b->buffers, (size_t)BUFFERS * BUFFER_BYTES);
     }
     free(b->jobs);
     free(b);
@@ -1112,18 +732,21 @@ static void dispose(struct blkd *b)
 
 static void usage(FILE *to)
 {
-    fputs("Usage: colo-blkd --domid N [--log-level error|warning|info|debug]\n"
+    fputs("Usage: colo-blkd --domid N [--role primary|secondary]\n"
+          "                 [--log-level error|warning|info|debug]\n"
           "\n"
           "User-space backend of a guest's disks.  Started by a coordinator, with a control\n"
-          "socket as descriptor 3 and a memfd, empty or that of its forerunner, as descriptor 5.\n",
+          "socket as descriptor 3, with a role the channel to the other host as descriptor 4, and\n"
+          "a memfd, empty or that of its forerunner, as descriptor 5.\n",
           to);
 }
 
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "domid", required_argument, NULL, 'd' }, { "log-level", required_argument, NULL, 'l' },
-        { "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 },
+        { "domid", required_argument, NULL, 'd' }, { "role", required_argument, NULL, 'r' },
+        { "log-level", required_argument, NULL, 'l' }, { "help", no_argument, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
     };
     char error[CTL_TEXT_MAX] = "";
     bool have_domid = false;
@@ -1147,6 +770,13 @@ int main(int argc, char **argv)
             /* DOMID_FIRST_RESERVED - 1 */
             have_domid = !daemon_parse_number(optarg, 0x7fef, &b->domid);
             break;
+        case 'r':
+            if (!strcmp(optarg, "primary") || !strcmp(optarg, "secondary")) {
+                b->role = optarg[0] == 'p' ? ROLE_PRIMARY : ROLE_SECONDARY;
+                break;
+            }
+            usage(stderr);
+            goto out;
         case 'l':
             if (!daemon_parse_level(optarg)) {
                 break;
@@ -1164,7 +794,7 @@ int main(int argc, char **argv)
     rc = 1;
     b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
     if (setup(b, error, sizeof(error))) {
-        fail(b, error);
+        blkd_fail(b, error);
     } else if (!ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL)) {
         loop(b);
         rc = 0;

@@ -39,7 +39,6 @@
 #include <inttypes.h>
 #include <net/if.h>
 #include <seccomp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -1468,28 +1467,13 @@ static void ctl_work(struct shadowd *s)
 
 /* ---- Loop ----------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t terminated;
-
-static void on_signal(int number)
-{
-    terminated = number;
-}
-
-/*
- * The device is readable.  Which port rang does not matter: every ring is looked at in this round.
- * Unmask first, so that what comes later rings again.  All that have rung in one call each way:
- * libxenevtchn takes one at a time, and has to be asked whether there is another.  The descriptor
- * does not block: what poll told of may be gone.
- */
 static void events_work(struct shadowd *s)
 {
-    evtchn_port_t ports[2 * REMUS_VIFS_MAX];
-    const int fd = xenevtchn_fd(s->xce);
-    ssize_t r = read(fd, ports, sizeof(ports));
+    int rc = daemon_events(xenevtchn_fd(s->xce));
 
-    if (r > 0 && write(fd, ports, (size_t)r) != r && daemon_may_say(s->domid, s->now_us)) {
+    if (rc && daemon_may_say(s->domid, s->now_us)) {
         daemon_say(DAEMON_WARNING, "domain %u: event channels cannot be unmasked: %s", s->domid,
-                   strerror(errno));
+                   strerror(-rc));
     }
 }
 
@@ -1545,11 +1529,8 @@ static void loop(struct shadowd *s)
         readable = false;
         n = epoll_wait(s->epoll, events, EVENTS_BATCH, wait_ms(s));
         s->now_us = daemon_clock_us(CLOCK_MONOTONIC);
-        if (terminated) {
-            if (!s->ctl_open) {
-                return;
-            }
-            terminated = 0;
+        if (daemon_terminated() && !s->ctl_open) {
+            return;
         }
         for (i = 0; n > 0 && i < (uint32_t)n; i++) {
             uint64_t who = events[i].data.u64;
@@ -1657,7 +1638,7 @@ static int setup(struct shadowd *s, char *error, size_t size)
     uint32_t i;
     int rc;
 
-    daemon_start("colo-shadowd", on_signal);
+    daemon_start("colo-shadowd");
     if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed)) {
         snprintf(error, size, "getrandom: %s", strerror(errno));
         return -EIO;

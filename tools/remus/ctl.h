@@ -23,6 +23,7 @@
 #define CTL_OUTPUT_QUEUES 4u     /* netfilter queues for a vif's output, numbered in a row */
 #define CTL_CAUSES_MAX    16u
 #define REMUS_DISKS_MAX   16u
+#define CTL_BLK_SHARED    UINT32_MAX
 #define REMUS_RINGS_MAX   64u    /* of all disks of a guest */
 
 enum ctl_type {
@@ -53,6 +54,17 @@ enum ctl_type {
                              device that the kernel's backend will have again.  Answered by READY */
     CTL_BLK_ATTACH,       /* struct ctl_blk_attach[] follows, all rings of all disks: guest paused
                              or suspended, nobody else at the rings; answered by ATTACHED */
+    CTL_BLK_SYNC,         /* primary: begin to make the copy's disks equal, while the guest runs;
+                             code: KiB a second at most, 0: no limit, CTL_BLK_SHARED: both hosts
+                             reach the same disks, and nothing is to be sent; answered by
+                             BLK_SYNCED.  Secondary: all disks have been described, the primary's
+                             frames may be taken */
+    CTL_BLK_LOCAL,        /* primary: replicate no more */
+    CTL_BLK_STORE,        /* secondary: descriptor of a file for what is not on the disks yet by
+                             SCM_RIGHTS; epoch: bytes that may wait there for each of overlay and
+                             primary's writes; before the first DISK; answered by READY */
+    CTL_BLK_COMMIT,       /* secondary, at rest: the copy's memory is the primary's at the end of
+                             disk epoch .epoch; answered by BLK_COMMITTED */
     /* all */
     CTL_STATS_GET = 64,   /* answered by STATS, of colo-blkd by BLK_STATS */
     CTL_QUIT,             /* orderly end */
@@ -62,13 +74,17 @@ enum ctl_type {
     CTL_ATTACHED, CTL_DETACHED, CTL_ACTIVE,
     /* proxyd: comparison wants one; code = enum ctl_why; text says which flow */
     CTL_CHECKPOINT,
-    CTL_CHANNEL_LOST,     /* the packet channel ended or broke; text */
+    CTL_CHANNEL_LOST,     /* the packet or disk channel ended or broke; text */
     CTL_STATS,            /* struct ctl_stats follows */
     CTL_FAILED,           /* text; the daemon exits */
     /* proxyd, before STATS: struct ctl_vif_stats[] follows, one for each vif */
     CTL_VIF_STATS,
     CTL_CAUSES,           /* proxyd, before STATS: struct ctl_cause[] follows, the most first */
     CTL_BLK_STATS,        /* blkd: struct ctl_blk_stats[] follows, one for each disk */
+    CTL_BLK_SYNCED,       /* blkd, primary: the copy's disks are equal, and are kept so; of a copy
+                             that took over: everything is on its disks */
+    CTL_BLK_EPOCH,        /* blkd, secondary: all of disk epochs up to .epoch is here */
+    CTL_BLK_COMMITTED,
 };
 
 enum ctl_why {
@@ -159,6 +175,7 @@ struct ctl_disk {
 };
 
 struct ctl_blk_attach {
+    uint32_t domid;
     uint32_t disk, ring;      /* indices; rings of a disk from 0 */
     uint32_t abi;             /* enum blkring_abi */
     uint32_t pages;           /* of the ring: a power of two, up to 16 */
@@ -167,12 +184,17 @@ struct ctl_blk_attach {
 };
 
 struct ctl_blk_stats {        /* counters since start; (g): gauge */
+    uint64_t vdev, bytes;     /* the disk's number, and its size */
     uint64_t reads, writes, flushes, discards;
     uint64_t read_bytes, written_bytes;
     uint64_t bad;             /* requests that were no good: answered with an error */
     uint64_t errors;          /* of the disk or of a grant copy: answered with an error */
     uint64_t busy;            /* (g) requests under way */
     uint64_t delay_us_sum, delay_us_max;   /* from taken to answered */
+    uint64_t sent_bytes;      /* primary: of the guest's writes, to the other host */
+    uint64_t sync_done_bytes, sync_sent_bytes; /* (g) primary: first synchronisation: compared; sent
+                                                  because it differed */
+    uint64_t overlay_bytes, waiting_bytes;     /* (g) secondary: its own writes; the primary's */
 };
 
 #endif /* REMUS_CTL_H */

@@ -31,6 +31,10 @@ static const struct ctl_type_info {
     [CTL_GO]            = { "GO", 0, 0, false },
     [CTL_FAILOVER]      = { "FAILOVER", 0, 0, true },
     [CTL_DISK]          = { "DISK", sizeof(struct ctl_disk), 1, true },
+    [CTL_BLK_SYNC]      = { "BLK_SYNC", 0, 0, false },
+    [CTL_BLK_LOCAL]     = { "BLK_LOCAL", 0, 0, false },
+    [CTL_BLK_STORE]     = { "BLK_STORE", 0, 0, true },
+    [CTL_BLK_COMMIT]    = { "BLK_COMMIT", 0, 0, false },
     [CTL_BLK_ATTACH]    = { "BLK_ATTACH", sizeof(struct ctl_blk_attach), REMUS_RINGS_MAX, false },
     [CTL_STATS_GET]     = { "STATS_GET", 0, 0, false },
     [CTL_QUIT]          = { "QUIT", 0, 0, false },
@@ -48,6 +52,9 @@ static const struct ctl_type_info {
     [CTL_FAILED]        = { "FAILED", 0, 0, false },
     [CTL_VIF_STATS]     = { "VIF_STATS", sizeof(struct ctl_vif_stats), REMUS_VIFS_MAX, false },
     [CTL_CAUSES]        = { "CAUSES", sizeof(struct ctl_cause), CTL_CAUSES_MAX, false },
+    [CTL_BLK_SYNCED]    = { "BLK_SYNCED", 0, 0, false },
+    [CTL_BLK_EPOCH]     = { "BLK_EPOCH", 0, 0, false },
+    [CTL_BLK_COMMITTED] = { "BLK_COMMITTED", 0, 0, false },
     [CTL_BLK_STATS]     = { "BLK_STATS", sizeof(struct ctl_blk_stats), REMUS_DISKS_MAX, false },
 };
 

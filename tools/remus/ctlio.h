@@ -40,14 +40,14 @@ struct ctl_in {
     struct ctl_msg msg;
     union ctl_structs structs;
     char text[CTL_TEXT_MAX + 1];                   /* always ends in NUL */
-    int fds[REMUS_VIFS_MAX];                       /* CTL_FAILOVER, CTL_DISK; -1 beyond n_fds */
+    int fds[REMUS_VIFS_MAX];                       /* -1 beyond n_fds */
     unsigned int n_fds;                            /* close-on-exec; the caller owns them */
 };
 
 /*
  * Never waits.  0; -EAGAIN: nothing there; -EPIPE: the other end is gone; -EPROTO: a malformed
  * message, which was taken off the socket (descriptors in it are closed).  Descriptors with any
- * type but CTL_FAILOVER and CTL_DISK are malformed.
+ * type but CTL_FAILOVER, CTL_DISK and CTL_BLK_STORE are malformed.
  */
 int ctl_recv(int fd, struct ctl_in *in);
 

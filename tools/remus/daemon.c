@@ -8,14 +8,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#define PORTS_MAX 64u               /* of one call */
 #define LINES_MAX 20u               /* in one second, where a guest or a peer can cause them */
 
 static const char *const level_names[] = { "error", "warning", "info", "debug" };
 static enum daemon_level level_now = DAEMON_INFO;
 static const char *program = "";
 
-void daemon_start(const char *name, void (*on_signal)(int number))
+static volatile sig_atomic_t terminated;
+
+static void on_signal(int number)
+{
+    terminated = number;
+}
+
+void daemon_start(const char *name)
 {
     struct sigaction action;
 
@@ -27,6 +36,26 @@ void daemon_start(const char *name, void (*on_signal)(int number))
     action.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &action, NULL);
     sigaction(SIGHUP, &action, NULL);
+}
+
+bool daemon_terminated(void)
+{
+    bool was = terminated != 0;
+
+    terminated = 0;
+    return was;
+}
+
+int daemon_events(int fd)
+{
+    uint32_t ports[PORTS_MAX];      /* evtchn_port_t: linux/evtchn.h */
+    ssize_t r = read(fd, ports, sizeof(ports)), w;
+
+    if (r <= 0) {
+        return 0;                   /* another round has taken them */
+    }
+    w = write(fd, ports, (size_t)r);
+    return w == r ? 0 : w < 0 ? -errno : -EIO;
 }
 
 void daemon_say(enum daemon_level level, const char *fmt, ...)

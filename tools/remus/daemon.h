@@ -12,9 +12,20 @@
 
 enum daemon_level { DAEMON_ERROR, DAEMON_WARNING, DAEMON_INFO, DAEMON_DEBUG };
 
-/* The program's name, which begins each line.  Ignores SIGPIPE and SIGHUP; on_signal is called for
- * SIGTERM and SIGINT. */
-void daemon_start(const char *name, void (*on_signal)(int number));
+/* name: the program's, which begins each line.  Ignores SIGPIPE and SIGHUP; SIGTERM and SIGINT are
+ * noted. */
+void daemon_start(const char *name);
+/* Whether SIGTERM or SIGINT came since it was asked last. */
+bool daemon_terminated(void);
+
+/*
+ * The event channels' descriptor is readable: unmasks what has rung, so that what comes later rings
+ * again.  Which port it was does not matter to a back end that looks at all its rings in each
+ * round.  All that have rung in one call each way: libxenevtchn takes one at a time, and has to be
+ * asked whether there is another.  fd must not block: what poll told of may be gone.
+ * 0 or negative errno.
+ */
+int daemon_events(int fd);
 
 void daemon_say(enum daemon_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -64,7 +64,8 @@ struct receiver {
     uint64_t period_ms, heartbeat_ms, timeout_ms, deadline_ms;
     bool verify, net;
     uuid_t session;
-    int link_fd, packet_fd;
+    int fds[REMUS_CHANNELS];        /* by channel */
+    const char *store;
 
     struct worker worker;
     bool have_result, active;
@@ -82,6 +83,8 @@ static const char usage[] =
     "ssh; reads and writes messages on standard input and output.\n"
     "\n"
     "      --libexec DIR   where colo-shadowd and the other helpers are\n"
+    "      --store DIR     where to keep what is not on the copy's disks yet, in a file without a\n"
+    "                      name (default " REMUS_STORE_DIR ")\n"
     "  -h, --help          this text\n";
 
 static void record_log(struct receiver *r, const char *text)
@@ -269,6 +272,24 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
         snprintf(r->guest.vif[i].bridge, sizeof(r->guest.vif[i].bridge), "%s",
                  bridge ? bridge : "");
     }
+    count = remus_message_count(m, "disks");
+    WANT(count <= REMUS_DISKS_MAX, "more than %u disks", REMUS_DISKS_MAX);
+    r->guest.disk_count = r->guest.disks = (unsigned int)count;
+    for (i = 0; i < count; i++) {
+        struct remus_disk_place *d = &r->guest.disk[i];
+        const char *path = remus_message_item(m, "disks", i, "path");
+
+        WANT(path && path[0] == '/' && strlen(path) < sizeof(d->path),
+             "disk %zu names no path of at most %zu characters", i, sizeof(d->path) - 1);
+        snprintf(d->path, sizeof(d->path), "%s", path);
+        d->vdev = (uint32_t)remus_message_item_number(m, "disks", i, "vdev");
+        d->sectors = remus_message_item_number(m, "disks", i, "sectors");
+        d->logical_bytes = (uint32_t)remus_message_item_number(m, "disks", i, "sector_size");
+        d->read_only = remus_message_item_number(m, "disks", i, "read_only") != 0;
+        WANT(d->sectors && d->sectors < 1ull << 48 && d->logical_bytes >= 512 &&
+                 d->logical_bytes <= 4096 && !(d->logical_bytes & (d->logical_bytes - 1)),
+             "disk %zu has no size", i);
+    }
 #undef WANT
     return true;
 }
@@ -294,6 +315,8 @@ static int open_channels(struct receiver *r)
     uint8_t secret[REMUS_SECRET_BYTES];
     char text[REMUS_SECRET_TEXT_BYTES];
     struct remus_object *o;
+    unsigned int wanted = 1u << REMUS_CHANNEL_LINK | (unsigned int)r->net << REMUS_CHANNEL_PACKETS |
+                          (unsigned int)(r->guest.disk_count > 0) << REMUS_CHANNEL_DISKS;
     uint16_t bound = 0;
     int listen_fd = -1, rc;
 
@@ -310,8 +333,8 @@ static int open_channels(struct receiver *r)
     remus_object_number(o, "port", bound);
     remus_object_string(o, "secret", text);
     send_object(r, o, false);
-    rc = remus_accept_channels(listen_fd, secret, r->net, ACCEPT_MS, remus_talk_in(r->talk),
-                               &r->link_fd, &r->packet_fd, r->error);
+    rc = remus_accept_channels(listen_fd, secret, wanted, ACCEPT_MS, remus_talk_in(r->talk),
+                               r->fds, r->error);
 out:
     if (listen_fd >= 0)
         close(listen_fd);
@@ -321,6 +344,17 @@ out:
         return refuse_one(r, XL_NO_PEER, "%s", r->error);
     send_object(r, remus_object_new("connected"), false);
     return 0;
+}
+
+static void close_channels(struct receiver *r)
+{
+    unsigned int i;
+
+    for (i = 0; i < REMUS_CHANNELS; i++) {
+        if (r->fds[i] >= 0)
+            close(r->fds[i]);
+        r->fds[i] = -1;
+    }
 }
 
 static int start(struct receiver *r)
@@ -339,8 +373,13 @@ static int start(struct receiver *r)
         .verify = r->verify,
         .net = r->net,
         .vifs = r->guest.vifs,
-        .link_fd = r->link_fd,
-        .packet_fd = r->packet_fd,
+        .link_fd = r->fds[REMUS_CHANNEL_LINK],
+        .packet_fd = r->fds[REMUS_CHANNEL_PACKETS],
+        .disk_fd = r->fds[REMUS_CHANNEL_DISKS],
+        .disk = r->guest.disk_count > 0,
+        .disks = r->guest.disk,
+        .disk_count = r->guest.disk_count,
+        .store = r->store,
         .libexec = r->here.libexec,
         .deadline_max_ms = (uint32_t)r->deadline_ms,
     };
@@ -348,10 +387,7 @@ static int start(struct receiver *r)
 
     memcpy(p.session, r->session, sizeof(p.session));
     rc = worker_start(&r->worker, &p, r->log_fd, -1);
-    close(r->link_fd);
-    if (r->packet_fd >= 0)
-        close(r->packet_fd);
-    r->link_fd = r->packet_fd = -1;
+    close_channels(r);
     return rc ? refuse_one(r, XL_NO_PEER, "the worker process cannot be started: %s",
                            strerror(-rc))
               : 0;
@@ -618,11 +654,12 @@ int cmd_remus_receive(int argc, char **argv)
 {
     static const struct option options[] = {
         {"libexec", required_argument, NULL, 'l'},
+        {"store", required_argument, NULL, 's'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     static struct receiver r;
-    const char *libexec = NULL;
+    const char *libexec = NULL, *store = REMUS_STORE_DIR;
     int option, rc;
 
     optind = 0;
@@ -630,6 +667,10 @@ int cmd_remus_receive(int argc, char **argv)
         if (option == 'h') {
             fputs(usage, stdout);
             return XL_ENDED;
+        }
+        if (option == 's') {
+            store = optarg;
+            continue;
         }
         if (option != 'l') {
             fputs("Try 'xl remus-receive --help'.\n", stderr);
@@ -648,7 +689,9 @@ int cmd_remus_receive(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
-    r.log_fd = r.lock_fd = r.link_fd = r.packet_fd = -1;
+    r.log_fd = r.lock_fd = -1;
+    memset(r.fds, -1, sizeof(r.fds));
+    r.store = store;
     r.worker.fd = -1;
     rc = open_talk(&r);
     if (rc) {

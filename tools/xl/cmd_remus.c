@@ -62,7 +62,7 @@ struct supervisor {
     uint8_t secret[REMUS_SECRET_BYTES];
     uint16_t port;
     uuid_t session;
-    int link_fd, packet_fd;
+    int fds[REMUS_CHANNELS];        /* by channel */
 
     struct worker worker;
     bool have_result;
@@ -323,6 +323,19 @@ static struct remus_object *hello(struct supervisor *s)
         remus_object_map_end(o);
     }
     remus_object_list_end(o);
+    remus_object_list(o, "disks");
+    for (i = 0; i < s->guest.disk_count; i++) {
+        const struct remus_disk_place *d = &s->guest.disk[i];
+
+        remus_object_map(o, NULL);
+        remus_object_string(o, "path", d->path);
+        remus_object_number(o, "vdev", d->vdev);
+        remus_object_number(o, "sectors", d->sectors);
+        remus_object_number(o, "sector_size", d->logical_bytes);
+        remus_object_number(o, "read_only", d->read_only);
+        remus_object_map_end(o);
+    }
+    remus_object_list_end(o);
     return o;
 }
 
@@ -376,16 +389,19 @@ static int connect_data(struct supervisor *s)
     else
         remus_host_address(address, sizeof(address), s->o.host);
     rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
-                               &s->link_fd, s->error);
+                               &s->fds[REMUS_CHANNEL_LINK], s->error);
     /* A host that only ssh's configuration knows by this name. */
     if (rc == -EADDRNOTAVAIL && !s->o.data_address[0] && s->receiver_address[0]) {
         snprintf(address, sizeof(address), "%s", s->receiver_address);
         rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
-                                   &s->link_fd, s->error);
+                                   &s->fds[REMUS_CHANNEL_LINK], s->error);
     }
     if (!rc && net)
         rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_PACKETS, s->secret, CONNECT_MS,
-                                   &s->packet_fd, s->error);
+                                   &s->fds[REMUS_CHANNEL_PACKETS], s->error);
+    if (!rc && s->guest.disk_count)
+        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_DISKS, s->secret, CONNECT_MS,
+                                   &s->fds[REMUS_CHANNEL_DISKS], s->error);
     explicit_bzero(s->secret, sizeof(s->secret));
     if (rc)
         return give_up(s, XL_NO_PEER, "%s", s->error);
@@ -419,26 +435,34 @@ static int start(struct supervisor *s)
             .rest_ms = s->o.rest_ms,
             .heartbeat_ms = s->o.heartbeat_ms ? s->o.heartbeat_ms : 100,
             .timeout_ms = s->o.timeout_ms ? s->o.timeout_ms : 3000,
+            /* What a guest has asked of a slow disk ends first. */
+            .drain_timeout_ms = s->guest.disk_count ? 5000 : 0,
             .net = !s->o.no_net && s->guest.vifs,
         },
         .verify = s->o.verify,
         .net = !s->o.no_net && s->guest.vifs,
         .vifs = s->guest.vifs,
-        .link_fd = s->link_fd,
-        .packet_fd = s->packet_fd,
+        .link_fd = s->fds[REMUS_CHANNEL_LINK],
+        .packet_fd = s->fds[REMUS_CHANNEL_PACKETS],
         .libexec = s->here.libexec,
         .deadline_max_ms = s->o.deadline_ms,
         .bypass = s->o.bypass,
         .bypass_count = s->o.bypass_count,
+        .disk = s->guest.disk_count > 0,
+        .shared_disks = s->o.no_disk,
+        .disk_fd = s->fds[REMUS_CHANNEL_DISKS],
+        .sync_kib = s->o.sync_kib,
     };
+    unsigned int i;
     int rc;
 
     memcpy(p.session, s->session, sizeof(p.session));
     rc = worker_start(&s->worker, &p, s->log_fd, s->lock_fd);
-    close(s->link_fd);
-    if (s->packet_fd >= 0)
-        close(s->packet_fd);
-    s->link_fd = s->packet_fd = -1;
+    for (i = 0; i < REMUS_CHANNELS; i++) {
+        if (s->fds[i] >= 0)
+            close(s->fds[i]);
+        s->fds[i] = -1;
+    }
     return rc ? give_up(s, XL_NO_PEER, "the worker process cannot be started: %s", strerror(-rc))
               : 0;
 }
@@ -827,7 +851,8 @@ int cmd_remus(int argc, char **argv)
     char error[OPTIONS_ERROR_BYTES];
     int code;
 
-    s.log_fd = s.lock_fd = s.link_fd = s.packet_fd = -1;
+    s.log_fd = s.lock_fd = -1;
+    memset(s.fds, -1, sizeof(s.fds));
     s.worker.fd = -1;
     if (remus_options_parse(argc, argv, &s.o, error)) {
         fprintf(stderr, "xl remus: %s\nTry 'xl remus --help'.\n", error);

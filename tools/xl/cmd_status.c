@@ -257,14 +257,56 @@ static void print_traffic(const struct remus_message *m)
 #undef CAUSE
 }
 
+/* xvda is number 202 << 8; those from xvdq on have numbers of another kind (xen-vbd-interface). */
+static void disk_name(char *out, size_t room, uint64_t vdev)
+{
+    const unsigned int index = vdev >> 28 == 1 ? (vdev >> 8 & 0xfffff) : (vdev >> 4 & 0xf);
+    const unsigned int part = vdev >> 28 == 1 ? (vdev & 0xff) : (vdev & 0xf);
+
+    if ((vdev >> 28 != 1 && vdev >> 8 != 202) || index >= 26)
+        snprintf(out, room, "%llu", (unsigned long long)vdev);
+    else if (part)
+        snprintf(out, room, "xvd%c%u", 'a' + index, part);
+    else
+        snprintf(out, room, "xvd%c", 'a' + index);
+}
+
+static void print_disks(const struct remus_message *m)
+{
+    size_t disks = remus_message_count(m, "disks"), i;
+
+#define DISK(name) remus_message_item_number(m, "disks", i, name)
+#define MIB(name)  ((unsigned long long)DISK(name) >> 20)
+    if (disks)
+        printf("\n  %-12s %8s %10s %10s %8s %8s %8s %8s %8s %8s\n", "Disk", "MiB", "Reads",
+               "Writes", "Errors", "Delay ms", "Compared", "Differed", "Sent", "Waiting");
+    for (i = 0; i < disks; i++) {
+        unsigned long long requests = DISK("reads") + DISK("writes") + DISK("flushes") +
+                                      DISK("discards");
+        char name[24];
+
+        disk_name(name, sizeof(name), DISK("vdev"));
+        printf("  %-12s %8llu %10llu %10llu %8llu %8.1f %8llu %8llu %8llu %8llu\n", name,
+               MIB("bytes"), (unsigned long long)DISK("reads"), (unsigned long long)DISK("writes"),
+               (unsigned long long)(DISK("errors") + DISK("bad")),
+               requests ? (double)DISK("delay_us_sum") / (double)requests / 1e3 : 0.0,
+               MIB("sync_done_bytes"), MIB("sync_sent_bytes"), MIB("sent_bytes"),
+               MIB("overlay_bytes") + MIB("waiting_bytes"));
+    }
+#undef DISK
+#undef MIB
+}
+
 static void print_details(const struct session *s)
 {
     struct remus_message *m = NULL;
 
     if (s->reason[0])
         printf("  %s\n", s->reason);
-    if (s->text && !remus_message_parse(&m, s->text, strlen(s->text)))
+    if (s->text && !remus_message_parse(&m, s->text, strlen(s->text))) {
         print_traffic(m);
+        print_disks(m);
+    }
     remus_message_free(m);
 }
 

@@ -99,27 +99,48 @@ static bool copying(const struct remus_status *s)
     return s->state == RP_COPY || s->state == RS_COPY;
 }
 
+/* Disks are made equal before memory is copied.  false: there are none, or they are. */
+static bool disks_differ(const struct remus_status *s, uint64_t *done, uint64_t *total)
+{
+    unsigned int i;
+
+    *done = *total = 0;
+    for (i = 0; i < s->disk_count; i++) {
+        *done += s->disks[i].sync_done_bytes;
+        *total += s->disks[i].bytes;
+    }
+    return *done < *total && !s->copy.pages_done;
+}
+
 void display_bar(char *out, size_t room, unsigned int columns, const struct remus_status *s,
                  uint64_t copy_ms)
 {
     const struct xc_sr_progress *p = &s->copy;
     uint64_t total = p->pages_total, done = p->pages_done < total ? p->pages_done : total;
-    unsigned int percent = total ? (unsigned int)(done * 100 / total) : 0;
-    char rate[24] = "", left[24] = "", tail[96], bar[64];
-    unsigned int width, fill, i;
+    char rate[24] = "", left[24] = "", pass[24], tail[96], bar[64];
+    unsigned int width, fill, percent, i;
+    uint64_t bytes = p->bytes_written, unit = 4096, disk_done, disk_total;
     double per_second = 0;
 
+    snprintf(pass, sizeof(pass), "pass %u", p->pass + 1);
+    if (disks_differ(s, &disk_done, &disk_total)) {
+        done = bytes = disk_done;
+        total = disk_total;
+        unit = 1;
+        snprintf(pass, sizeof(pass), "disks");
+    }
+    percent = total ? (unsigned int)(done * 100 / total) : 0;
     /* The rate is of the whole copy so far; the bar is of one pass, and later ones are short. */
     if (copy_ms >= 200)
-        per_second = (double)p->bytes_written * 1000.0 / (double)copy_ms;
+        per_second = (double)bytes * 1000.0 / (double)copy_ms;
     if (per_second > 0) {
-        uint64_t seconds = (uint64_t)((double)(total - done) * 4096.0 / per_second + 0.5);
+        uint64_t seconds = (uint64_t)((double)((total - done) * unit) / per_second + 0.5);
 
         display_bytes(rate, sizeof(rate), (uint64_t)per_second);
         snprintf(left, sizeof(left), "  %u:%02u left", (unsigned int)(seconds / 60 % 6000),
                  (unsigned int)(seconds % 60));
     }
-    snprintf(tail, sizeof(tail), " %3u %%  pass %u%s%s%s%s", percent, p->pass + 1,
+    snprintf(tail, sizeof(tail), " %3u %%  %s%s%s%s%s", percent, pass,
              rate[0] ? "  " : "",
              rate, rate[0] ? "/s" : "", left);
     width = columns > strlen(tail) + 24 ? columns - (unsigned int)strlen(tail) - 20 : 0;
@@ -214,6 +235,27 @@ static void class_fields(struct remus_object *o, const char *vif, const char *na
     checkpoints_by_reason(o, c->checkpoints);
 }
 
+static void disk_fields(struct remus_object *o, const struct ctl_blk_stats *d)
+{
+    remus_object_number(o, "vdev", d->vdev);
+    remus_object_number(o, "bytes", d->bytes);
+    remus_object_number(o, "reads", d->reads);
+    remus_object_number(o, "writes", d->writes);
+    remus_object_number(o, "flushes", d->flushes);
+    remus_object_number(o, "discards", d->discards);
+    remus_object_number(o, "read_bytes", d->read_bytes);
+    remus_object_number(o, "written_bytes", d->written_bytes);
+    remus_object_number(o, "bad", d->bad);
+    remus_object_number(o, "errors", d->errors);
+    remus_object_number(o, "delay_us_sum", d->delay_us_sum);
+    remus_object_number(o, "delay_us_max", d->delay_us_max);
+    remus_object_number(o, "sent_bytes", d->sent_bytes);
+    remus_object_number(o, "sync_done_bytes", d->sync_done_bytes);
+    remus_object_number(o, "sync_sent_bytes", d->sync_sent_bytes);
+    remus_object_number(o, "overlay_bytes", d->overlay_bytes);
+    remus_object_number(o, "waiting_bytes", d->waiting_bytes);
+}
+
 /* Flat lists, which readers without a path language can walk. */
 static void traffic_fields(struct remus_object *o, const struct remus_status *s)
 {
@@ -261,6 +303,8 @@ static void traffic_fields(struct remus_object *o, const struct remus_status *s)
 
 void display_status_fields(struct remus_object *o, const struct remus_status *s)
 {
+    unsigned int i;
+
     remus_object_string(o, "domain", s->domain);
     remus_object_number(o, "domid", s->domid);
     remus_object_string(o, "peer", s->peer);
@@ -322,6 +366,13 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_number(o, "attach_us_max", s->net.attach_us_max);
     remus_object_map_end(o);
     traffic_fields(o, s);
+    remus_object_list(o, "disks");
+    for (i = 0; i < s->disk_count; i++) {
+        remus_object_map(o, NULL);
+        disk_fields(o, &s->disks[i]);
+        remus_object_map_end(o);
+    }
+    remus_object_list_end(o);
     remus_object_string(o, "last_divergence", s->last_divergence);
     remus_object_string(o, "reason", s->reason);
 }

@@ -31,6 +31,7 @@ const char remus_options_help[] =
     "                           HOST's address for the data, when not the one that ssh uses\n"
     "      --heartbeat MS       interval of signs of life (default 100)\n"
     "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
+    "      --sync-rate MIB      read at most this much a second when disks are made equal\n"
     "\n"
     "Protecting less:\n"
     "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
@@ -58,7 +59,7 @@ const char remus_options_help[] =
 enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
-    OPT_BYPASS, OPT_BYPASS_FILE,
+    OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE,
 };
 
 static const struct option long_options[] = {
@@ -76,6 +77,7 @@ static const struct option long_options[] = {
     {"data-address", required_argument, NULL, OPT_DATA},
     {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
+    {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
     {"bypass", required_argument, NULL, OPT_BYPASS},
@@ -113,20 +115,26 @@ static const struct {
           "process on HOST serves the guest's network and has to stay; leave it out"},
 };
 
-static int parse_ms(const char *text, const char *name, uint32_t least, uint32_t *out, char *error)
+static int parse_number(const char *text, const char *name, const char *unit, uint32_t least,
+                        uint32_t most, uint32_t *out, char *error)
 {
     unsigned long value;
     char *end;
 
     errno = 0;
     value = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end || errno || value < least || value > 3600000) {
-        snprintf(error, OPTIONS_ERROR_BYTES,
-                 "%s: '%s' is not a number of milliseconds from %u to 3600000", name, text, least);
+    if (text[0] < '0' || text[0] > '9' || *end || errno || value < least || value > most) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "%s: '%s' is not a number of %s from %u to %u", name,
+                 text, unit, least, most);
         return -EINVAL;
     }
     *out = (uint32_t)value;
     return 0;
+}
+
+static int parse_ms(const char *text, const char *name, uint32_t least, uint32_t *out, char *error)
+{
+    return parse_number(text, name, "milliseconds", least, 3600000, out, error);
 }
 
 static int add_bypass(struct remus_options *o, const char *text, const char *where, char *error)
@@ -295,6 +303,11 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             break;
         case OPT_TIMEOUT:
             rc = parse_ms(optarg, "--timeout", 30, &o->timeout_ms, error);
+            break;
+        case OPT_SYNC_RATE:
+            rc = parse_number(optarg, "--sync-rate", "MiB a second", 1, 1000000, &o->sync_kib,
+                              error);
+            o->sync_kib *= 1024;
             break;
         case 's':
             o->ssh = optarg;

@@ -14,6 +14,7 @@ struct remus_options {
     const char *domain, *host;
     const char *mode;               /* name of a row of the mode table */
     uint32_t period_ms, rest_ms, heartbeat_ms, timeout_ms, deadline_ms; /* 0: default */
+    uint32_t sync_kib;              /* a second; 0: as fast as it goes */
     bool no_net, no_disk, unsafe;
     bool verify, json, quiet, verbose;
     bool help, release;

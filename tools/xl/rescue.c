@@ -1,23 +1,29 @@
 #include "tools/xl/rescue.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <libxl.h>
 #include <xenctrl.h>
 #include <xenstore.h>
 
 #include "tools/libxc/xc_sr.h"
+#include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_guest.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/remus/nftrules.h"
 
 /* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
 #define RESCUE_SUSPEND_MS 3000u
+#define RESCUE_DISKS_MS   10000u
 
 struct rescue {
     struct xc_sr_handles h;
@@ -147,6 +153,72 @@ static void remove_named_rules(struct rescue *r)
     }
 }
 
+/* The colo-blkd that serves a domain; 0: none. */
+static pid_t disk_daemon(uint32_t domid)
+{
+    char path[300], text[256], wanted[32];
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+    pid_t found = 0;
+
+    snprintf(wanted, sizeof(wanted), "%u", domid);
+    while (proc && !found && (entry = readdir(proc))) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        const char *word;
+        ssize_t n;
+        int fd;
+
+        snprintf(path, sizeof(path), "/proc/%s/cmdline", entry->d_name);
+        fd = pid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        if (fd < 0)
+            continue;
+        n = read(fd, text, sizeof(text) - 1);
+        close(fd);
+        text[n > 0 ? n : 0] = 0;
+        /* "colo-blkd" "--domid" "N" */
+        if (n < 20 || strcmp(text, "colo-blkd") || strcmp(text + 10, "--domid"))
+            continue;
+        word = text + 18;
+        found = strcmp(word, wanted) ? 0 : pid;
+    }
+    if (proc)
+        closedir(proc);
+    return found;
+}
+
+/* Its coordinator is gone, and it serves the guest's disks by itself until it is asked to end. */
+static void end_disk_daemon(struct rescue *r)
+{
+    uint64_t deadline = remus_now_ms() + RESCUE_DISKS_MS;
+    pid_t pid = disk_daemon(r->h.domid);
+
+    if (!pid)
+        return;
+    kill(pid, SIGTERM);
+    while (!kill(pid, 0) && remus_now_ms() < deadline)
+        poll(NULL, 0, 20);
+    if (!kill(pid, SIGKILL))
+        note(r, -ETIMEDOUT, "colo-blkd of %s does not end; killed", r->name);
+}
+
+static void give_disks(struct rescue *r)
+{
+    static struct remus_disk disks[REMUS_DISKS_MAX];
+    unsigned int count = REMUS_DISKS_MAX, i;
+    char error[REMUS_DISK_ERROR_BYTES] = "";
+    int rc;
+
+    if (!disk_daemon(r->h.domid))
+        return;
+    end_disk_daemon(r);
+    rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
+    for (i = 0; !rc && i < count; i++)
+        rc = remus_disk_give(r->h.xch, r->xs, &disks[i], RESCUE_DISKS_MS, error);
+    if (rc)
+        note(r, rc, "the disks of %s could not be given back to the kernel's backend: %s", r->name,
+             error);
+}
+
 static void wake_minder(struct rescue *r)
 {
     pid_t pids[REMUS_XL_PIDS_MAX];
@@ -166,6 +238,7 @@ int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say
     if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
         errno != EINVAL && errno != ESRCH)
         note(&r, -errno, "tracking of dirty pages could not be turned off: %s", strerror(errno));
+    give_disks(&r);
     if (unfence) {
         remove_rules(&r);
         remove_named_rules(&r);
@@ -205,6 +278,9 @@ int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg)
         goto out;
     }
     /* The rules stay until the guest is gone: not one more packet of it may leave. */
+    xc_domain_pause(r.h.xch, domid);
+    end_disk_daemon(&r);
+    remus_disks_close(r.xs, domid);
     rc = libxl_domain_destroy(ctx, domid, NULL);
     if (rc) {
         note(&r, -EIO, "%s could not be destroyed here (libxl error %d); run: xl destroy %s", name,

@@ -102,7 +102,8 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
 static void run_worker(const struct remus_session_params *params, int fd, int log_fd, int lock_fd)
 {
     struct outlet outlet = {.fd = fd, .primary = params->role == REMUS_PRIMARY};
-    const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd};
+    const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd,
+                        params->disk_fd};
     struct sigaction action = {.sa_handler = on_stop_signal};
     struct remus_session_params p = *params;
     static struct worker_message m;

@@ -17,6 +17,8 @@
  *                                       next.  After N of them it connects anew and counts on (0:
  *                                       never).  Another answer, or a broken connection, ends it
  * 7009   TCP       "disk <N>\n" "stats\n"   work on the disk: see labdisk.h
+ * 7010   TCP       "open\n" "put <N>\n" ...  a database on the disk: see labdb.h
+ * 7011   TCP       a shell, which init has listen there
  */
 #ifndef LABPROTO_H
 #define LABPROTO_H
@@ -35,6 +37,7 @@ enum {
     LAB_PORT_POWER = 7007,
     LAB_PORT_CALL = 7008,
     LAB_PORT_DISK = 7009,
+    LAB_PORT_DB = 7010,
 };
 
 #define LAB_LINE_MAX 256

@@ -4,6 +4,7 @@
  * copies of a guest agree.
  */
 #define _GNU_SOURCE
+#include "labdb.h"
 #include "labdisk.h"
 #include "labproto.h"
 
@@ -57,6 +58,7 @@ struct conn {
 static const int tcp_ports[] = {
     LAB_PORT_COUNTER, LAB_PORT_SOURCE, LAB_PORT_SINK,  LAB_PORT_HTTP,
     LAB_PORT_DIVERGE, LAB_PORT_DIRTY,  LAB_PORT_POWER, LAB_PORT_CALL, LAB_PORT_DISK,
+    LAB_PORT_DB,
 };
 static const int udp_ports[] = { LAB_PORT_ECHO, LAB_PORT_DIVERGE };
 
@@ -362,6 +364,10 @@ static void handle_line(struct conn *c, const char *line)
         return;
     case LAB_PORT_DISK:
         labdisk_command(line, text, sizeof(text));
+        answer(c, text);
+        return;
+    case LAB_PORT_DB:
+        labdb_command(line, text, sizeof(text));
         answer(c, text);
         return;
     case LAB_PORT_CALL:

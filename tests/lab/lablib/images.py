@@ -12,7 +12,7 @@ from . import common
 from .common import BIN, IMAGES, LAB_DIR, LabError, run, say
 
 INITRD_MODULES = ["virtio_pci", "virtio_blk", "crc32c", "ext4"]
-GUEST_MODULES = ["xen-netfront", "xen-blkfront", "8021q"]
+GUEST_MODULES = ["xen-netfront", "xen-blkfront", "8021q", "ext4", "crc32c_generic"]
 DISK_BYTES = 3 << 30
 WARNINGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Werror"]
 APT_OPTS = ["-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=300"]
@@ -109,9 +109,9 @@ def debian_sources():
     raise LabError("no apt sources found on this machine")
 
 
-def build_rootfs(out):
+def build_rootfs(out, lists):
     """A minimal Debian with the Xen tools, as a tar file."""
-    packages = common.read_list(lab_path("dom0", "packages.txt"))
+    packages = [package for path in lists for package in common.read_list(path)]
     excluded = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*",
                 "/usr/share/gcc/*"]
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + ",".join(packages)]
@@ -169,11 +169,12 @@ def check_with_clang(source):
 
 
 def build_guest(out, boot):
-    sources = [lab_path("guest", name) for name in ("labservice.c", "labdisk.c")]
+    sources = [lab_path("guest", name) for name in ("labservice.c", "labdb.c", "labdisk.c")]
     for source in sources:
         check_with_clang(source)
     program = os.path.join(out, "labservice")
-    compile_c(sources[0], program, ["-static", "-s"], sources[1:] + ["-pthread"])
+    compile_c(sources[0], program, ["-static", "-s"],
+              sources[1:] + ["-pthread", "-lsqlite3", "-lm", "-ldl"])
     write_initrd(os.path.join(out, "initrd.gz"), boot, lab_path("guest", "init"), GUEST_MODULES,
                  [program])
 
@@ -260,29 +261,39 @@ def build_programs():
 
 
 def remove_old_layers(keep):
-    """Delete layers that no instance uses, an hour after they were made."""
+    """Delete layers that no instance uses, an hour after they were made, where there are newer ones
+    of their kind."""
     used = ""
+    kinds = {os.path.basename(path).rpartition("-")[0] for path in keep}
     for base, _, files in os.walk(common.RUN_ROOT):
         if "state.json" in files:
             with open(os.path.join(base, "state.json")) as f:
                 used += f.read()
     for name in os.listdir(IMAGES):
         path = os.path.join(IMAGES, name)
-        if not os.path.isdir(path) or path in keep or name in used:
+        if not os.path.isdir(path) or path in keep or name in used or \
+                name.rpartition("-")[0] not in kinds:
             continue
         if time.time() - os.stat(path).st_mtime > 3600:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def build():
-    """Build what is missing; return the paths of what a host boots."""
+    """Build what is missing; return the paths of what a host boots. The environment variable
+    LAB_FLAVOUR names a list of more packages for dom0."""
+    flavour = os.environ.get("LAB_FLAVOUR")
+    lists = [lab_path("dom0", "packages.txt")]
+    suffix = ""
+    if flavour:
+        lists.append(lab_path("dom0", "packages-%s.txt" % flavour))
+        suffix = "." + flavour
     os.makedirs(IMAGES, exist_ok=True)
     with common.FileLock(os.path.join(IMAGES, ".lock")):
         build_programs()
         modules_list = common.hash_files(lab_path("dom0", "modules.txt"))
         boot = layer("boot", key_of("boot", modules_list), build_boot)
-        packages = common.hash_files(lab_path("dom0", "packages.txt"))
-        rootfs = layer("rootfs", key_of("rootfs", packages), build_rootfs)
+        rootfs = layer("rootfs" + suffix, key_of("rootfs", common.hash_files(*lists)),
+                       lambda out: build_rootfs(out, lists))
         guest_key = key_of("guest", boot, common.hash_files(lab_path("guest")),
                            common.hash_files("/bin/busybox"))
         guest = layer("guest", guest_key, lambda out: build_guest(out, boot))
@@ -291,7 +302,7 @@ def build():
                           common.hash_files(lab_path("dom0", "initrd-init")),
                           common.hash_files(lab_path("tools", "sampler.c"),
                                             lab_path("tools", "waker.c")))
-        dom0 = layer("dom0", dom0_key, lambda out: build_dom0(out, boot, rootfs, guest))
+        dom0 = layer("dom0" + suffix, dom0_key, lambda out: build_dom0(out, boot, rootfs, guest))
         remove_old_layers([boot, rootfs, guest, dom0])
     return {
         "xen": os.path.join(boot, "xen.elf"),

@@ -660,20 +660,21 @@ class Lab:
 
     # ---- guests ----
 
-    def guest_config(self, name, ip, mac, vcpus, memory_mb, kind, disk, extra, nets=()):
+    def guest_config(self, name, ip, mac, vcpus, memory_mb, kind, disks, extra, nets=(),
+                     args=""):
         """nets: what the guest has besides IPv4 on its interface: "ipv6", "vlan" (5, on it),
-        "second" (another interface)."""
+        "second" (another interface). disks: as xl has them. args: more words for its kernel."""
         vifs = ["mac=%s,bridge=xenbr0" % mac]
         if "second" in nets:
             vifs.append("mac=%s:1%s,bridge=xenbr0" % (mac[:-3], mac[-1]))
         lines = ['name = "%s"' % name, 'type = "%s"' % kind,
                  'kernel = "/lab/guest/vmlinux"', 'ramdisk = "/lab/guest/initrd.gz"',
-                 'extra = "%s lab.ip=%s lab.name=%s lab.nets=%s"' % (GUEST_ARGS, ip, name,
-                                                                    ",".join(nets)),
+                 'extra = "%s lab.ip=%s lab.name=%s lab.nets=%s %s"' % (
+                     GUEST_ARGS, ip, name, ",".join(nets), args),
                  "memory = %d" % memory_mb, "maxmem = %d" % memory_mb, "vcpus = %d" % vcpus,
                  "vif = [ %s ]" % ", ".join('"%s"' % vif for vif in vifs)]
-        if disk:
-            lines.append('disk = [ "format=raw,vdev=xvda,access=rw,target=%s" ]' % disk)
+        if disks:
+            lines.append("disk = [ %s ]" % ", ".join('"%s"' % disk for disk in disks))
         return "\n".join(lines + list(extra)) + "\n"
 
     def guest_addresses(self, name):
@@ -694,23 +695,27 @@ class Lab:
         return guests[name]["ip"]
 
     def guest_create(self, host, name, vcpus=1, memory_mb=128, kind="pvh", disk_mb=0, extra=(),
-                     nets=(), wait=True, timeout_s=GUEST_TIMEOUT_S):
-        """Create a guest and wait until its service answers the client; returns its address."""
+                     nets=(), disk_options="", disks=(), args="", wait=True,
+                     timeout_s=GUEST_TIMEOUT_S):
+        """Create a guest and wait until its service answers the client; returns its address.
+        disk_mb: the size of a disk xvda of its own, xl's disk_options with it; disks: others."""
         if not name.replace("-", "").replace("_", "").isalnum():
             raise LabError("guest name '%s': use letters, digits, - and _ only" % name)
         if kind not in ("pvh", "pv"):
             raise LabError("guest type '%s': the lab has pvh and pv" % kind)
         started = time.monotonic()
         ip, mac = self.guest_addresses(name)
-        disk = "/var/lib/lab/%s.img" % name if disk_mb else None
+        disk = "/var/lib/lab/%s.img" % name
         script = "cat >/etc/xen/%s.cfg; " % name
-        if disk:
+        if disk_mb:
+            disks = ("format=raw,vdev=xvda,access=rw,%starget=%s" %
+                     (disk_options and disk_options + ",", disk), *disks)
             script += "mkdir -p /var/lib/lab; truncate -s %dM %s; " % (disk_mb, disk)
         script += "rm -f /var/log/xen/console/guest-%s.log; xl create -q /etc/xen/%s.cfg" % (
             name, name)
         self.execute(host, script, timeout_s=90,
-                     stdin=self.guest_config(name, ip, mac, vcpus, memory_mb, kind, disk, extra,
-                                             nets))
+                     stdin=self.guest_config(name, ip, mac, vcpus, memory_mb, kind, disks, extra,
+                                             nets, args))
         if wait:
             self.guest_wait(host, name, started + timeout_s * common.patience())
             say("lab: guest %s on %s answers at %s after %.1f s" %

@@ -5,7 +5,7 @@
  * int_ctl and event_inj of the VMCB, not int_state). So an event may be delivered to a nested guest
  * between STI and HLT: its handler asks for the idle loop to be left, and the HLT behind it sleeps
  * all the same. A timer tick ends that, usually. But Linux has no ticks while it suspends itself,
- * so a guest with several vCPUs hangs in one of some 500 suspends (seen in a core: vCPU 0 in
+ * so a guest with several vCPUs hangs in one of some hundred suspends (seen in a core: vCPU 0 in
  * multi_cpu_stop, vCPU 1 halted with TIF_NEED_RESCHED set, nothing pending).
  *
  * This program runs in each dom0. A guest with several vCPUs that was asked to suspend and did not

@@ -1,11 +1,11 @@
 /*
  * remus.h: the wire format and the xenstore interface of non-stop virtual machines.
  *
- * Everything that crosses from one host to the other stands on this page: two byte streams, the
- * link (coordinator to coordinator) and the packet channel (colo-proxyd to colo-shadowd), each a
- * sequence of frames.  All integers are little endian.  Every length is bounded here; a receiver
- * rejects anything beyond a bound before it allocates or copies.  The prose, the order rules and
- * the octet diagrams are in docs/protocol.md.
+ * Everything that crosses from one host to the other stands on this page: three byte streams, the
+ * link (coordinator to coordinator), the packet channel (colo-proxyd to colo-shadowd) and the disk
+ * channel (colo-blkd to colo-blkd), each a sequence of frames.  All integers are little endian.
+ * Every length is bounded here; a receiver rejects anything beyond a bound before it allocates or
+ * copies.  The prose, the order rules and the octet diagrams are in docs/protocol.md.
  */
 #ifndef XEN_PUBLIC_REMUS_H
 #define XEN_PUBLIC_REMUS_H
@@ -20,6 +20,7 @@
 #define REMUS_OPEN_MAGIC         0x31534d52u /* "RMS1" */
 #define REMUS_CHANNEL_LINK       1u
 #define REMUS_CHANNEL_PACKETS    2u
+#define REMUS_CHANNEL_DISKS      3u
 
 struct remus_open {                 /* primary -> secondary, first bytes on each connection */
     uint32_t magic;                 /* REMUS_OPEN_MAGIC */
@@ -106,6 +107,7 @@ enum remus_record_type {
     REMUS_RECORD_FRONTENDS   = 4,
     REMUS_RECORD_HASHES      = 5,   /* --verify: struct remus_hash[] of every RAM page */
     REMUS_RECORD_HVM_PARAMS  = 6,   /* struct remus_hvm_param[] */
+    REMUS_RECORD_DISKS       = 7,   /* uint64_t: the disk epoch that ends with this epoch */
 };
 struct remus_record {
     uint32_t type;                  /* REMUS_RECORD_* */
@@ -176,6 +178,43 @@ struct remus_flow {                 /* addresses and ports as the guest sees the
     uint32_t reserved;
 };
 
+/* ---- Disk channel frames ------------------------------------------------------------------ */
+
+/*
+ * A disk epoch is what was written between two checkpoints that were cut.  They count from 1, by
+ * themselves: an epoch that was cut and then given up has ended a disk epoch all the same.
+ */
+#define REMUS_DISK_BYTES_MAX     (1u << 20)  /* payload bytes of one frame */
+#define REMUS_DISK_HASH_BYTES    (64u << 10) /* of the disk, below one hash */
+#define REMUS_DISK_HASHES_MAX    16u         /* in one frame */
+
+struct remus_disk_frame {           /* precedes every payload on the disk channel */
+    uint32_t length;                /* payload bytes */
+    uint8_t  type;                  /* REMUS_DISK_* */
+    uint8_t  disk;                  /* index of the guest's disk */
+    uint16_t reserved;
+    uint64_t epoch;                 /* disk epoch; 0: of the first synchronisation */
+    uint64_t sector;                /* of 512 bytes; CREDIT: bytes granted since the start */
+    uint32_t sectors;               /* of the range; WANT: bit i: range of hash i */
+    uint32_t reserved2;
+    uint64_t checksum;              /* XXH64, seed 0, of this frame with checksum 0 and payload */
+};
+enum remus_disk_type {
+    REMUS_DISK_OPEN   = 1,          /* P->S: struct remus_disk_open, once for each disk, first */
+    REMUS_DISK_WRITE  = 2,          /* P->S: contents of the range */
+    REMUS_DISK_EPOCH  = 3,          /* P->S: all writes of disk epochs up to this one precede it */
+    REMUS_DISK_HASHES = 4,          /* P->S: uint64_t[]: XXH64 (seed 0) of each part of the range */
+    REMUS_DISK_WANT   = 5,          /* S->P: answer to HASHES: parts that differ */
+    REMUS_DISK_SYNCED = 6,          /* P->S: first synchronisation is over; S->P: it is durable */
+    REMUS_DISK_CREDIT = 7,          /* S->P: how much may have been sent; see protocol.md */
+};
+struct remus_disk_open {            /* the disk as the guest knows it */
+    uint64_t sectors;
+    uint32_t logical_bytes, segs_max;
+    uint8_t  read_only, flush, barrier, discard;
+    uint32_t vdev;                  /* the guest's number of it */
+};
+
 /* ---- xenstore --------------------------------------------------------------------------- */
 
 /*
@@ -206,5 +245,7 @@ REMUS_CHECK_SIZE(struct remus_applied, 32);
 REMUS_CHECK_SIZE(struct remus_stop, 8);
 REMUS_CHECK_SIZE(struct remus_packet, 32);
 REMUS_CHECK_SIZE(struct remus_flow, 48);
+REMUS_CHECK_SIZE(struct remus_disk_frame, 40);
+REMUS_CHECK_SIZE(struct remus_disk_open, 24);
 
 #endif /* XEN_PUBLIC_REMUS_H */

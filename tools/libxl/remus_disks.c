@@ -1,0 +1,635 @@
+/* remus_disks.c: see remus_disks.h. */
+#include "tools/libxl/remus_disks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define CONTROL_MS    5000
+#define REST_MS       10000
+#define TAKE_MS       5000u
+#define GIVE_MS       10000u
+#define END_MS        5000          /* of a copy that is not needed */
+#define MERGE_MS      600000        /* a copy that took over: its writes to the disks */
+#define WINDOW_MAX    (UINT64_C(512) << 20)
+#define WINDOW_MIN    (UINT64_C(96) << 20) /* colo-blkd needs as much */
+#define STORE_PARTS   3u            /* overlay, the primary's writes, and room for others */
+
+static struct remus_daemon *daemon_of(const struct remus_run *r)
+{
+    const struct remus_disks *d = &r->disks;
+
+    return d->starts ? (struct remus_daemon *)&d->daemons[d->starts - 1] : NULL;
+}
+
+int remus_disks_fd(const struct remus_run *r)
+{
+    const struct remus_daemon *d = daemon_of(r);
+
+    return d ? d->fd : -1;
+}
+
+void remus_disks_init(struct remus_disks *d)
+{
+    unsigned int i;
+
+    d->keep = d->store = -1;
+    d->epoch = 1;
+    for (i = 0; i < REMUS_DISKS_MAX; i++)
+        d->fd[i] = -1;
+    for (i = 0; i < RUN_DISK_DAEMONS; i++)
+        d->daemons[i].fd = -1;
+}
+
+static void stop_daemon(struct remus_run *r)
+{
+    if (r->disks.starts)
+        remus_run_daemon_stop(daemon_of(r));
+}
+
+void remus_disks_dispose(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+
+    stop_daemon(r);
+    for (i = 0; i < REMUS_DISKS_MAX; i++)
+        if (d->fd[i] >= 0)
+            close(d->fd[i]);
+    if (d->keep >= 0)
+        close(d->keep);
+    if (d->store >= 0)
+        close(d->store);
+    if (d->xgt)
+        xengnttab_close(d->xgt);
+}
+
+bool remus_disks_control(struct remus_run *r, const struct ctl_in *in)
+{
+    struct remus_disks *d = &r->disks;
+
+    switch (in->msg.type) {
+    case CTL_DETACHED:
+        d->rested |= d->resting && in->msg.epoch == d->rests;
+        return true;
+    case CTL_BLK_SYNCED:
+        d->synced = true;
+        return true;
+    case CTL_BLK_EPOCH:
+        d->epoch = in->msg.epoch;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* ---- The daemon ----------------------------------------------------------------------------- */
+
+/* role NULL: no other host. */
+static int start_daemon(struct remus_run *r, char *role)
+{
+    struct remus_disks *d = &r->disks;
+    char domid[16];
+    char *args[] = { "colo-blkd", "--domid", domid, role ? "--role" : NULL, role, NULL };
+    struct remus_daemon *daemon;
+
+    if (d->starts == RUN_DISK_DAEMONS)
+        return -EBUSY;
+    if (d->keep < 0)
+        d->keep = memfd_create("colo-blkd", MFD_CLOEXEC);
+    if (d->keep < 0)
+        return -errno;
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    daemon = &d->daemons[d->starts++];
+    daemon->quit_ms = MERGE_MS;
+    return remus_run_daemon_start(r, daemon, args, role ? r->p->disk_fd : -1, d->keep);
+}
+
+/* A message with descriptors or structures, and the answer to it. */
+static int ask(struct remus_run *r, const struct ctl_msg *msg, const void *structs, const int *fd,
+               uint32_t answer)
+{
+    int rc = ctl_send_wait(remus_disks_fd(r), msg, structs, NULL, fd, fd ? 1 : 0, CONTROL_MS);
+
+    return rc ? rc : remus_run_daemon_wait(daemon_of(r), answer, REST_MS);
+}
+
+/*
+ * I/O of a daemon that was killed may be under way for a while.  It holds the daemon's open file
+ * description, and so the lock on that: one that is shared for each daemon, and nobody's while
+ * another takes its place.
+ */
+static int describe(struct remus_run *r, unsigned int i, int shared_fd)
+{
+    const struct ctl_msg msg = { .type = CTL_DISK, .count = 1 };
+    struct remus_disks *d = &r->disks;
+    const bool must_wait = d->starts > 1 && !d->disk[i].info.read_only && !r->p->shared_disks;
+    uint64_t deadline = remus_run_now_us() + REST_MS * 1000;
+    char path[32];
+    int fd, rc;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", shared_fd);
+    fd = open(path, (fcntl(shared_fd, F_GETFL) & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    while (must_wait && flock(fd, LOCK_EX | LOCK_NB)) {
+        if (remus_run_now_us() > deadline) {
+            remus_run_log(r, XC_SR_WARN, "something else holds disk %u of the guest (vdev %u), "
+                          "I/O of the daemon before or another guest: it is served all the same", i,
+                          d->disk[i].info.vdev);
+            break;
+        }
+        usleep(1000);
+    }
+    rc = flock(fd, LOCK_SH | LOCK_NB) && errno != EWOULDBLOCK ? -errno
+         : ask(r, &msg, &d->disk[i].info, &fd, CTL_READY);
+    close(fd);
+    return rc;
+}
+
+static int give_store(struct remus_run *r)
+{
+    const struct ctl_msg msg = { .type = CTL_BLK_STORE, .epoch = r->disks.window };
+
+    return ask(r, &msg, NULL, &r->disks.store, CTL_READY);
+}
+
+static int describe_devices(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    char error[REMUS_DISK_ERROR_BYTES];
+    unsigned int i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < d->count; i++) {
+        int fd = d->fd[i] >= 0 ? dup(d->fd[i]) : remus_disk_open(&d->disk[i], error);
+
+        if (fd < 0) {
+            remus_run_log(r, XC_SR_ERROR, "%s", error);
+            return fd;
+        }
+        rc = describe(r, i, fd);
+        close(fd);
+    }
+    return rc;
+}
+
+static int attach(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    struct ctl_blk_attach rings[REMUS_RINGS_MAX];
+    struct ctl_msg msg = { .type = CTL_BLK_ATTACH };
+    unsigned int i, k;
+
+    for (i = 0; i < d->count; i++)
+        for (k = 0; k < d->disk[i].rings; k++) {
+            if (msg.count == REMUS_RINGS_MAX)
+                return -E2BIG;
+            rings[msg.count++] = d->disk[i].ring[k];
+        }
+    return ask(r, &msg, rings, NULL, CTL_ATTACHED);
+}
+
+static int read_disks(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    char error[REMUS_DISK_ERROR_BYTES] = "";
+    int rc;
+
+    d->count = REMUS_DISKS_MAX;
+    rc = remus_disks_read(r->xs, r->h.domid, d->disk, &d->count, error);
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "%s", error);
+    return rc;
+}
+
+static int open_grants(struct remus_run *r)
+{
+    r->disks.xgt = xengnttab_open(NULL, 0);
+    return r->disks.xgt ? 0 : -errno;
+}
+
+static int failed(struct remus_run *r, const char *what, int rc)
+{
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "the guest's disks cannot be %s: %s", what, strerror(-rc));
+    return rc;
+}
+
+/* ---- Primary -------------------------------------------------------------------------------- */
+
+int remus_disks_open(struct remus_run *r)
+{
+    int rc = read_disks(r);
+
+    if (rc || !r->disks.count)
+        return rc;
+    rc = open_grants(r);
+    if (!rc)
+        rc = start_daemon(r, "primary");
+    if (!rc)
+        rc = describe_devices(r);
+    return failed(r, "opened", rc);
+}
+
+static int take_all(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    char error[REMUS_DISK_ERROR_BYTES] = "";
+    unsigned int i, taken;
+    int rc = 0, back;
+
+    for (taken = 0; !rc && taken < d->count; taken++)
+        rc = remus_disk_take(r->h.xch, d->xgt, &d->disk[taken], TAKE_MS, error);
+    if (!rc) {
+        rc = attach(r);
+        snprintf(error, sizeof(error), "colo-blkd does not attach to the guest's disks: %s",
+                 strerror(-rc));
+    }
+    if (!rc)
+        return 0;
+    remus_run_log(r, XC_SR_ERROR, "%s", error);
+    stop_daemon(r);
+    for (i = 0; i < taken; i++) {
+        back = remus_disk_give(r->h.xch, r->xs, &d->disk[i], GIVE_MS, error);
+        if (back && back != -ENODEV && back != -EBUSY)
+            remus_run_log(r, XC_SR_ERROR, "%s", error);
+    }
+    return rc;
+}
+
+int remus_disks_protect(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    uint64_t began = remus_run_now_us();
+    int rc;
+
+    if (!d->count) {
+        d->synced = true;
+        return 0;
+    }
+    if (xc_domain_pause(r->h.xch, r->h.domid))
+        return -errno;
+    rc = take_all(r);
+    d->taken = !rc;
+    xc_domain_unpause(r->h.xch, r->h.domid);
+    if (rc)
+        return rc;
+    remus_run_log(r, XC_SR_INFO, "%u disk%s taken over, guest paused for %" PRIu64 " us", d->count,
+                  d->count > 1 ? "s" : "", remus_run_now_us() - began);
+    remus_disks_watch_closing(r);
+    rc = ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
+    if (!rc)
+        rc = ctl_say(remus_disks_fd(r), CTL_BLK_SYNC, r->p->shared_disks ? CTL_BLK_SHARED
+                     : r->p->sync_kib, 0, NULL);
+    return rc;
+}
+
+unsigned int remus_disks_refs(const struct remus_run *r, uint32_t *refs, unsigned int max)
+{
+    unsigned int i, k, p, n = 0;
+
+    for (i = 0; i < r->disks.count; i++)
+        for (k = 0; k < r->disks.disk[i].rings; k++) {
+            const struct ctl_blk_attach *ring = &r->disks.disk[i].ring[k];
+
+            for (p = 0; p < ring->pages && n < max; p++)
+                refs[n++] = ring->refs[p];
+        }
+    return n;
+}
+
+int remus_disks_rest(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+
+    if (!d->taken || d->resting)
+        return 0;
+    d->resting = true;
+    d->rested = false;
+    return ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+}
+
+void remus_disks_go(struct remus_run *r, bool cut)
+{
+    struct remus_disks *d = &r->disks;
+
+    if (!d->taken || !d->resting)
+        return;
+    d->resting = d->rested = false;
+    d->epoch += cut;
+    ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
+}
+
+void remus_disks_revive(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    const bool unmerged = r->p->role == REMUS_SECONDARY && !d->synced;
+    int rc;
+
+    if (!d->taken || (r->p->role == REMUS_SECONDARY && r->core.state != RS_ACTIVE))
+        return;
+    /* Its control socket and process stay with the struct that had them. */
+    rc = start_daemon(r, NULL);
+    if (!rc)
+        rc = describe_devices(r);
+    if (!rc && unmerged)
+        rc = give_store(r);
+    if (!rc)
+        rc = attach(r);
+    if (!rc)
+        rc = ctl_say(remus_disks_fd(r), CTL_GO, 0, 0, NULL);
+    d->resting = d->rested = false;
+    if (rc && unmerged)
+        xc_domain_pause(r->h.xch, r->h.domid); /* what it would read is not what it wrote */
+    if (rc)
+        failed(r, unmerged ? "served again after colo-blkd's death; it is paused" :
+               "served again after colo-blkd's death", rc);
+    else
+        remus_run_log(r, XC_SR_WARN, "another colo-blkd serves the guest's disks; they are not "
+                      "replicated any more");
+}
+
+void remus_disks_give(struct remus_run *r, bool ended)
+{
+    struct remus_disks *d = &r->disks;
+    char error[REMUS_DISK_ERROR_BYTES] = "";
+    uint64_t began = remus_run_now_us();
+    unsigned int i;
+    int rc = 0;
+
+    if (!d->taken)
+        return;
+    d->taken = false;
+    ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
+    if (!ended) {
+        rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+        if (!rc)
+            rc = remus_run_daemon_wait_for(daemon_of(r), CTL_DETACHED, d->rests, REST_MS);
+    }
+    if (rc)
+        failed(r, "brought to rest", rc);
+    stop_daemon(r);
+    if (ended) {
+        remus_disks_close(r->xs, r->h.domid);
+        return;
+    }
+    for (i = 0; i < d->count; i++) {
+        rc = remus_disk_give(r->h.xch, r->xs, &d->disk[i], GIVE_MS, error);
+        if (rc)
+            remus_run_log(r, XC_SR_ERROR, "%s", error);
+    }
+    remus_run_log(r, XC_SR_INFO, "disks given back to the kernel's backend after %" PRIu64 " us",
+                  remus_run_now_us() - began);
+}
+
+/* ---- Secondary ------------------------------------------------------------------------------ */
+
+static int open_place(struct remus_run *r, const struct remus_disk_place *place)
+{
+    uint64_t sectors = 0;
+    int fd = remus_disk_place_open(place, &sectors);
+
+    if (fd < 0) {
+        remus_run_log(r, XC_SR_ERROR, "%s, a disk of the guest, does not open here: %s",
+                      place->path, strerror(-fd));
+    } else if (sectors < place->sectors) {
+        remus_run_log(r, XC_SR_ERROR, "%s is too small here: %" PRIu64 " sectors, the guest's disk "
+                      "has %" PRIu64, place->path, sectors, place->sectors);
+        close(fd);
+        fd = -ENOSPC;
+    }
+    return fd;
+}
+
+/* A file without a name, and how much each of its two parts may hold. */
+static int open_store(struct remus_run *r, uint64_t *window)
+{
+    const char *path = r->p->store;
+    struct statvfs fs;
+    uint64_t room;
+    int fd, rc;
+
+    if (mkdir(path, 0700) && errno != EEXIST)
+        goto failed;
+    fd = open(path, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0)
+        goto failed;
+    if (fstatvfs(fd, &fs)) {
+        rc = -errno;
+        close(fd);
+        errno = -rc;
+        goto failed;
+    }
+    room = (uint64_t)fs.f_bavail * fs.f_frsize / STORE_PARTS;
+    *window = (room < WINDOW_MAX ? room : WINDOW_MAX) & ~4095ull;
+    if (*window < WINDOW_MIN) {
+        remus_run_log(r, XC_SR_ERROR, "%s has room for %" PRIu64 " MiB, and %" PRIu64 " are needed "
+                      "for what is not on the copy's disks yet (--store names another directory)",
+                      path, room * STORE_PARTS >> 20, WINDOW_MIN * STORE_PARTS >> 20);
+        close(fd);
+        return -ENOSPC;
+    }
+    return fd;
+failed:
+    rc = -errno;
+    remus_run_log(r, XC_SR_ERROR, "no file can be made in %s for what is not on the copy's disks "
+                  "yet: %s (--store names another directory)", path, strerror(-rc));
+    return rc;
+}
+
+int remus_disks_receive(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+    int rc;
+
+    d->epoch = 0;
+    if (!r->p->disk_count)
+        return 0;
+    d->store = open_store(r, &d->window);
+    if (d->store < 0)
+        return d->store;
+    rc = start_daemon(r, "secondary");
+    if (!rc)
+        rc = give_store(r);
+    for (i = 0; !rc && i < r->p->disk_count; i++) {
+        const struct remus_disk_place *place = &r->p->disks[i];
+
+        d->fd[i] = open_place(r, place);
+        if (d->fd[i] < 0)
+            return d->fd[i];
+        /* What the guest was told of it comes from the primary's colo-blkd. */
+        d->disk[i].info = (struct ctl_disk){
+            .disk = i, .vdev = place->vdev, .sectors = place->sectors,
+            .logical_bytes = place->logical_bytes, .read_only = place->read_only,
+        };
+        rc = describe(r, i, d->fd[i]);
+    }
+    d->count = r->p->disk_count;
+    if (!rc)
+        rc = ctl_say(remus_disks_fd(r), CTL_BLK_SYNC, 0, 0, NULL);
+    return failed(r, "kept up to date", rc);
+}
+
+int remus_disks_adopt(struct remus_run *r)
+{
+    char error[REMUS_DISK_ERROR_BYTES] = "", path[64];
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+    int rc;
+
+    if (!d->count)
+        return 0;
+    rc = remus_disks_unbind(r->xs, r->h.domid, error);
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "%s", error);
+    for (i = 0; i < d->count; i++)
+        d->disk[i].domid = r->h.domid;
+    snprintf(path, sizeof(path), "/local/domain/%u/device/vbd", r->h.domid);
+    xs_watch(r->xs, path, "connecting");
+    d->taken = !rc;
+    return rc;
+}
+
+/*
+ * The copy's own writes, until its memory is replaced for the first time, go where all of them go:
+ * into the overlay.
+ */
+int remus_disks_connect(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int i, waits = 0, connected = 0;
+    int rc = 0;
+
+    for (i = 0; i < d->count; i++) {
+        switch (remus_disk_frontend(r->xs, &d->disk[i])) {
+        case REMUS_DISK_WAITS:
+            waits++;
+            break;
+        case REMUS_DISK_CONNECTED:
+            connected++;
+            break;
+        case REMUS_DISK_NOT_YET:
+            break;
+        }
+    }
+    if (d->connected || waits < d->count)
+        return connected == d->count;
+    rc = attach(r);
+    for (i = 0; !rc && i < d->count; i++)
+        rc = remus_disk_connect(r->xs, &d->disk[i]);
+    if (!rc)
+        rc = remus_disks_run(r);
+    d->connected = !rc;
+    return rc;
+}
+
+int remus_disks_detach(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    const struct ctl_msg msg = { .type = CTL_DETACH, .epoch = ++d->rests };
+
+    return d->taken ? ask(r, &msg, NULL, NULL, CTL_DETACHED) : 0;
+}
+
+int remus_disks_commit(struct remus_run *r, uint64_t epoch)
+{
+    const struct ctl_msg msg = { .type = CTL_BLK_COMMIT, .epoch = epoch };
+
+    return r->disks.taken ? ask(r, &msg, NULL, NULL, CTL_BLK_COMMITTED) : 0;
+}
+
+int remus_disks_attach(struct remus_run *r, bool moved)
+{
+    struct ctl_disk info[REMUS_DISKS_MAX];
+    struct remus_disks *d = &r->disks;
+    const unsigned int count = d->count;
+    unsigned int i;
+    int rc;
+
+    if (!d->taken)
+        return 0;
+    if (!moved)
+        return attach(r);
+    for (i = 0; i < count; i++)
+        info[i] = d->disk[i].info;
+    rc = read_disks(r);
+    if (!rc && d->count != count)
+        rc = -ENODEV;
+    for (i = 0; i < count; i++)
+        d->disk[i].info = info[i];
+    d->count = count;
+    return rc ? rc : attach(r);
+}
+
+int remus_disks_run(struct remus_run *r)
+{
+    return r->disks.taken ? ctl_say(remus_disks_fd(r), CTL_GO, 0, 0, NULL) : 0;
+}
+
+int remus_disks_takeover(struct remus_run *r)
+{
+    const struct ctl_msg msg = { .type = CTL_FAILOVER };
+
+    return r->disks.taken ? ask(r, &msg, NULL, NULL, CTL_ACTIVE) : 0;
+}
+
+/* Where their rings are may have been told by the copy's frontends only, in parts. */
+void remus_disks_settle(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+
+    if (!d->taken || !d->synced || d->settled)
+        return;
+    d->settled = true;
+    if (!read_disks(r))
+        remus_disks_give(r, false);
+}
+
+void remus_disks_answer_closing(struct remus_run *r)
+{
+    const struct remus_disks *d = &r->disks;
+    unsigned int i;
+
+    for (i = 0; d->taken && i < d->count; i++) {
+        char path[80], *state;
+        unsigned int length;
+
+        snprintf(path, sizeof(path), "/local/domain/0/backend/vbd/%u/%u/state", r->h.domid,
+                 d->disk[i].info.vdev);
+        state = xs_read(r->xs, XBT_NULL, path, &length);
+        if (state && !strcmp(state, "5"))
+            xs_write(r->xs, XBT_NULL, path, "6", 1);
+        free(state);
+    }
+}
+
+void remus_disks_watch_closing(struct remus_run *r)
+{
+    char path[64];
+
+    if (!r->disks.taken)
+        return;
+    snprintf(path, sizeof(path), "/local/domain/0/backend/vbd/%u", r->h.domid);
+    xs_watch(r->xs, path, "closing");
+}
+
+void remus_disks_end(struct remus_run *r)
+{
+    if (!r->disks.count)
+        return;
+    if (r->disks.starts && r->core.state != RS_ACTIVE)
+        daemon_of(r)->quit_ms = END_MS;
+    stop_daemon(r);
+    if (r->h.domid)
+        remus_disks_close(r->xs, r->h.domid);
+}

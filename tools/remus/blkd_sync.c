@@ -1,0 +1,521 @@
+/*
+ * blkd_sync.c: the primary's side of replication; see blkd.h.
+ *
+ * First synchronisation: ranges of 1 MiB are read from the beginning to the end, hashed in parts
+ * and asked about (HASHES); parts that differ (WANT) are read again and sent as writes.  What must
+ * hold: whatever the guest writes reaches the other host, once it is beyond doubt that the range's
+ * contents there are older.
+ *   - a range is read for its hashes only while no write that is under way touches it; from then on
+ *     every write of it is sent (disk.sync_at), so what the hashes miss is sent by itself
+ *   - a part is read to be sent only while no write touches it, and writes of it wait until it has
+ *     been put on the channel (sync_locks): the channel's order is that of the disk
+ *
+ * From then on every write is sent when it is on this disk, before it is answered.  How much may be
+ * on the way is the other side's to say (CREDIT).  CREDIT_KEPT of it is for the time of a rest, so
+ * that what was taken can always be answered; beyond it, writes wait, and a copy that gives no
+ * credit for STUCK_US is given up.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include <xxhash.h>
+
+#include "tools/remus/blkd.h"
+
+#define STUCK_US      5000000u
+#define SECOND_US     1000000u
+#define RANGE_SECTORS (REMUS_DISK_BYTES_MAX / BLKRING_SECTOR)
+#define PART_SECTORS  (REMUS_DISK_HASH_BYTES / BLKRING_SECTOR)
+#define FRAMES_ROUND  64u
+
+static bool replicating(const struct blkd *b)
+{
+    return b->role == ROLE_PRIMARY && b->r.chan;
+}
+
+void sync_end(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    b->role = ROLE_LOCAL;
+    if (r->chan) {
+        epoll_ctl(b->epoll, EPOLL_CTL_DEL, blkchan_fd(r->chan), NULL);
+        blkchan_free(r->chan);
+        r->chan = NULL;
+    }
+    r->syncing = r->synced = r->epoch_owed = false;
+    r->stuck_us = 0;
+    for (i = 0; i < SYNC_SLOTS; i++) {
+        if (r->slot[i].stage != SYNC_HASH && r->slot[i].stage != SYNC_READ) {
+            r->slot[i].stage = SYNC_FREE;   /* the others when their read is over */
+        }
+    }
+    for (i = 0; i < r->send.count; i++) {
+        job_written(&b->jobs[r->send.job[i]]);
+    }
+    r->send.count = 0;
+    b->busy = true;
+}
+
+static void lost(struct blkd *b, const char *why)
+{
+    daemon_say(DAEMON_WARNING, "domain %u: disks are not replicated any more: %s", b->domid, why);
+    if (b->ctl_open) {
+        ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, 0, "disks: %s", why);
+    }
+    sync_end(b);
+}
+
+/* ---- The guest's writes --------------------------------------------------------------------- */
+
+bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector)
+{
+    return replicating(b) && !b->r.shared && !b->disk[disk].info.read_only &&
+           (b->r.synced || (b->r.syncing && sector < b->disk[disk].sync_at));
+}
+
+/* Whether so much may be on its way; while the guest is stopped, what was kept for that too. */
+static bool have_credit(const struct blkd *b, uint64_t cost)
+{
+    const uint64_t kept = b->state == STATE_RUNNING ? CREDIT_KEPT : 0;
+
+    return b->r.sent + cost + kept <= b->r.credit;
+}
+
+/* Half of what writes may use is on its way: the copy can only let go of it at a checkpoint. */
+static void ask_early(struct blkd *b)
+{
+    struct replication *r = &b->r;
+
+    if (r->asked || !r->synced || r->sent + CREDIT_KEPT + r->window / 2 <= r->credit) {
+        return;
+    }
+    r->asked = true;
+    if (b->ctl_open) {
+        ctl_say(REMUS_CTL_FD, CTL_CHECKPOINT, CTL_WHY_QUEUE, 0,
+                "disks: %" PRIu64 " KiB wait at the other host", (r->window / 2) >> 10);
+    }
+}
+
+static bool put_write(struct blkd *b, uint32_t disk, uint64_t epoch, uint64_t sector,
+                      uint32_t sectors, const struct iovec *iov, uint32_t iovs)
+{
+    struct remus_disk_frame head = {
+        .type = REMUS_DISK_WRITE, .disk = (uint8_t)disk, .epoch = epoch, .sector = sector,
+        .sectors = sectors,
+    };
+    const uint64_t cost = store_cost(sector, sectors);
+
+    if (!have_credit(b, cost) || blkchan_put(b->r.chan, &head, iov, iovs)) {
+        return false;
+    }
+    b->r.sent += cost;
+    ask_early(b);
+    return true;
+}
+
+static bool put_job(struct job *j)
+{
+    const struct blkring_request *req = &j->kept->req;
+    struct blkd *b = j->b;
+
+    if (!put_write(b, (uint32_t)(j->disk - b->disk), b->r.epoch, req->sector,
+                   (uint32_t)req->sectors, j->iov, req->segs)) {
+        return false;
+    }
+    j->disk->stats.sent_bytes += req->sectors * BLKRING_SECTOR;
+    return true;
+}
+
+void sync_send(struct job *j)
+{
+    struct blkd *b = j->b;
+
+    if (!replicating(b) || (!b->r.send.count && put_job(j))) {
+        job_written(j);
+    } else {
+        j->stage = STAGE_SEND;
+        job_list_add(&b->r.send, j);
+        b->busy = true;
+    }
+}
+
+static void send_more(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t done = 0;
+
+    while (done < r->send.count && put_job(&b->jobs[r->send.job[done]])) {
+        job_written(&b->jobs[r->send.job[done++]]);
+    }
+    job_list_shift(&r->send, done);
+    if (!r->send.count) {
+        r->stuck_us = 0;
+    } else if (done || !r->stuck_us) {
+        r->stuck_us = b->now_us;
+    } else if (b->now_us - r->stuck_us > STUCK_US) {
+        lost(b, "the other host takes no more of the guest's writes (is its disk slow?)");
+    }
+}
+
+void sync_epoch(struct blkd *b, uint64_t epoch)
+{
+    b->r.epoch_owed = replicating(b) && epoch > b->r.epoch;
+    if (!b->r.epoch_owed) {
+        b->r.epoch = epoch > b->r.epoch ? epoch : b->r.epoch;
+    }
+    b->r.asked = false;
+}
+
+static void put_epoch(struct blkd *b)
+{
+    struct remus_disk_frame head = { .type = REMUS_DISK_EPOCH, .epoch = b->r.epoch };
+
+    if (b->r.epoch_owed && !blkchan_put(b->r.chan, &head, NULL, 0)) {
+        b->r.epoch++;
+        b->r.epoch_owed = false;
+        b->busy = true;
+    }
+}
+
+/* ---- The first synchronisation -------------------------------------------------------------- */
+
+bool sync_locks(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t sectors)
+{
+    uint32_t i;
+
+    for (i = 0; b->r.syncing && i < SYNC_SLOTS; i++) {
+        const struct sync_slot *s = &b->r.slot[i];
+
+        if ((s->stage == SYNC_READ || s->stage == SYNC_SEND) && s->disk == disk &&
+            ranges_overlap(s->part_sector, s->part_sectors, sector, sectors)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int put_open(struct blkd *b, uint32_t i)
+{
+    const struct ctl_disk *info = &b->disk[i].info;
+    struct remus_disk_frame head = { .type = REMUS_DISK_OPEN, .disk = (uint8_t)i };
+    struct remus_disk_open open = {
+        .sectors = info->sectors, .logical_bytes = info->logical_bytes,
+        .segs_max = info->segs_max, .read_only = info->read_only, .flush = info->flush,
+        .barrier = info->barrier, .discard = info->discard, .vdev = info->vdev,
+    };
+    struct iovec iov = { &open, sizeof(open) };
+
+    return blkchan_put(b->r.chan, &head, &iov, 1);
+}
+
+void sync_begin(struct blkd *b, uint32_t kib_a_second)
+{
+    uint32_t i;
+    int rc = 0;
+
+    b->r.listening = true;
+    b->busy = true;
+    if (!replicating(b) || b->r.syncing || b->r.synced) {
+        return;
+    }
+    for (i = 0; !rc && i < b->disks; i++) {
+        b->disk[i].sync_at = 0;
+        rc = put_open(b, i);
+    }
+    if (rc) {
+        lost(b, strerror(-rc));
+        return;
+    }
+    b->r.shared = kib_a_second == CTL_BLK_SHARED;
+    b->r.rate = (uint64_t)kib_a_second << 10;
+    b->r.rate_us = b->now_us;
+    b->r.rate_bytes = 0;
+    b->r.sync_disk = b->r.shared ? b->disks : 0;
+    b->r.syncing = true;
+    b->busy = true;
+}
+
+/* How many bytes may be read now. */
+static bool rate_allows(struct blkd *b)
+{
+    struct replication *r = &b->r;
+
+    if (b->now_us - r->rate_us >= SECOND_US) {
+        r->rate_us = b->now_us;
+        r->rate_bytes = 0;
+    }
+    return !r->rate || r->rate_bytes < r->rate;
+}
+
+static void part_next(struct blkd *b, struct sync_slot *s);
+
+static void hash_parts(struct sync_slot *s)
+{
+    const uint8_t *data = s->mem.iov_base;
+    uint32_t at = 0;
+
+    s->hashes = 0;
+    while (at < s->sectors) {
+        uint32_t part = s->sectors - at < PART_SECTORS ? s->sectors - at : PART_SECTORS;
+
+        s->hash[s->hashes++] = htole64(XXH64(data + at * BLKRING_SECTOR, part * BLKRING_SECTOR,
+                                             0));
+        at += part;
+    }
+}
+
+static void slot_done(struct xfer *x, int rc)
+{
+    struct sync_slot *s = x->arg;
+    struct blkd *b = x->b;
+    char text[128];
+
+    b->busy = true;
+    if (!b->r.syncing) {
+        s->stage = SYNC_FREE;        /* given up meanwhile */
+    } else if (rc) {
+        snprintf(text, sizeof(text), "disk %u cannot be read at sector %" PRIu64 ": %s", s->disk,
+                 x->sector, strerror(-rc));
+        s->stage = SYNC_FREE;
+        lost(b, text);
+    } else if (s->stage == SYNC_HASH) {
+        hash_parts(s);
+        s->stage = SYNC_HASHED;
+    } else {
+        s->stage = SYNC_SEND;
+    }
+}
+
+static void slot_read(struct blkd *b, struct sync_slot *s, enum sync_stage stage, uint64_t sector,
+                      uint32_t sectors)
+{
+    s->stage = stage;
+    s->mem.iov_len = (size_t)sectors * BLKRING_SECTOR;
+    s->x = (struct xfer){
+        .b = b, .disk = s->disk, .type = BLKIO_READ, .target = BLKVIEW_DISK, .sector = sector,
+        .sectors = sectors, .mem = &s->mem, .room = s->room, .done = slot_done, .arg = s,
+    };
+    xfer_begin(&s->x);
+}
+
+/* The next range of any disk; false: not now. */
+static bool slot_begin(struct blkd *b, struct sync_slot *s)
+{
+    struct replication *r = &b->r;
+    struct disk *d;
+    uint64_t left;
+
+    while (r->sync_disk < b->disks &&
+           b->disk[r->sync_disk].sync_at >= b->disk[r->sync_disk].info.sectors) {
+        r->sync_disk++;
+    }
+    if (r->sync_disk == b->disks || !rate_allows(b)) {
+        return false;
+    }
+    d = &b->disk[r->sync_disk];
+    left = d->info.sectors - d->sync_at;
+    s->disk = r->sync_disk;
+    s->sector = d->sync_at;
+    s->sectors = left < RANGE_SECTORS ? (uint32_t)left : RANGE_SECTORS;
+    if (jobs_overlap(b, s->disk, s->sector, s->sectors, true)) {
+        return false;
+    }
+    d->sync_at += s->sectors;
+    r->rate_bytes += (uint64_t)s->sectors * BLKRING_SECTOR;
+    slot_read(b, s, SYNC_HASH, s->sector, s->sectors);
+    return true;
+}
+
+static void slot_ask(struct blkd *b, struct sync_slot *s)
+{
+    struct remus_disk_frame head = {
+        .type = REMUS_DISK_HASHES, .disk = (uint8_t)s->disk, .sector = s->sector,
+        .sectors = s->sectors,
+    };
+    struct iovec iov = { s->hash, s->hashes * sizeof(s->hash[0]) };
+
+    if (!blkchan_put(b->r.chan, &head, &iov, 1)) {
+        s->stage = SYNC_ASKED;
+    }
+}
+
+/* The next parts in a row that differ. */
+static void part_next(struct blkd *b, struct sync_slot *s)
+{
+    uint32_t first, end;
+
+    if (!s->wanted) {
+        b->disk[s->disk].stats.sync_done_bytes += (uint64_t)s->sectors * BLKRING_SECTOR;
+        s->stage = SYNC_FREE;
+        return;
+    }
+    first = (uint32_t)__builtin_ctz(s->wanted);
+    for (end = first; end < s->hashes && s->wanted >> end & 1; end++) {
+    }
+    s->part_sector = s->sector + (uint64_t)first * PART_SECTORS;
+    s->part_sectors = end * PART_SECTORS < s->sectors ? (end - first) * PART_SECTORS
+                      : s->sectors - first * PART_SECTORS;
+    s->stage = SYNC_WANTED;
+    if (!jobs_overlap(b, s->disk, s->part_sector, s->part_sectors, true)) {
+        s->wanted &= ~((1u << end) - (1u << first));
+        slot_read(b, s, SYNC_READ, s->part_sector, s->part_sectors);
+    }
+}
+
+static void part_send(struct blkd *b, struct sync_slot *s)
+{
+    if (put_write(b, s->disk, 0, s->part_sector, s->part_sectors, &s->mem, 1)) {
+        b->disk[s->disk].stats.sync_sent_bytes += s->mem.iov_len;
+        b->busy = true;
+        part_next(b, s);
+    }
+}
+
+/* Every range of every disk is equal, but for writes that are on the channel. */
+static void put_synced(struct blkd *b)
+{
+    struct remus_disk_frame head = { .type = REMUS_DISK_SYNCED };
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    for (i = 0; i < SYNC_SLOTS; i++) {
+        if (r->slot[i].stage != SYNC_FREE) {
+            return;
+        }
+    }
+    if (!r->synced && r->sync_disk == b->disks && !blkchan_put(r->chan, &head, NULL, 0)) {
+        r->synced = true;            /* the answer, too, makes it true for the coordinator */
+        r->syncing = false;
+    }
+}
+
+static void slots_work(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    bool may_begin = true;
+    uint32_t i;
+
+    for (i = 0; r->syncing && i < SYNC_SLOTS; i++) {
+        struct sync_slot *s = &r->slot[i];
+
+        switch (s->stage) {
+        case SYNC_FREE:
+            may_begin = may_begin && slot_begin(b, s);
+            break;
+        case SYNC_HASHED:
+            slot_ask(b, s);
+            break;
+        case SYNC_WANTED:
+            part_next(b, s);
+            break;
+        case SYNC_SEND:
+            part_send(b, s);
+            break;
+        case SYNC_HASH:
+        case SYNC_ASKED:
+        case SYNC_READ:
+            break;
+        }
+    }
+    if (r->syncing) {
+        put_synced(b);
+    }
+}
+
+/* ---- What the other host says --------------------------------------------------------------- */
+
+/* NULL: all right. */
+static const char *take_frame(struct blkd *b, const struct remus_disk_frame *head)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    switch (head->type) {
+    case REMUS_DISK_CREDIT:
+        if (head->sector < r->credit) {
+            return "it takes credit back";
+        }
+        if (!r->credit) {
+            r->window = head->sector > CREDIT_KEPT ? head->sector - CREDIT_KEPT : 0;
+        }
+        r->credit = head->sector;
+        return NULL;
+    case REMUS_DISK_SYNCED:
+        if (!r->synced) {
+            return "it calls disks equal that were not compared";
+        }
+        if (b->ctl_open) {
+            ctl_say(REMUS_CTL_FD, CTL_BLK_SYNCED, 0, 0, NULL);
+        }
+        return NULL;
+    case REMUS_DISK_WANT:
+        for (i = 0; i < SYNC_SLOTS; i++) {
+            struct sync_slot *s = &r->slot[i];
+
+            if (s->stage == SYNC_ASKED && s->disk == head->disk && s->sector == head->sector) {
+                s->wanted = head->sectors & ((1u << s->hashes) - 1);
+                part_next(b, s);
+                return NULL;
+            }
+        }
+        return "it wants what it was not asked about";
+    }
+    return "a frame of no known type";
+}
+
+static void frames_work(struct blkd *b)
+{
+    struct remus_disk_frame head;
+    const uint8_t *payload;
+    const char *why;
+    int rc = blkchan_fill(b->r.chan), n;
+    uint32_t i;
+
+    for (i = 0; i < FRAMES_ROUND && b->r.chan; i++) {
+        n = blkchan_next(b->r.chan, &head, &payload);
+        if (!n) {
+            break;
+        }
+        why = n < 0 ? blkchan_error(b->r.chan) : take_frame(b, &head);
+        if (why) {
+            lost(b, why);
+        }
+        b->busy = true;
+    }
+    if (b->r.chan && rc && rc != -EAGAIN) {
+        lost(b, rc == -EPIPE ? "the other host closed the channel" : strerror(-rc));
+    }
+}
+
+int sync_wait_ms(const struct blkd *b)
+{
+    return !replicating(b) || (!b->r.send.count && !(b->r.syncing && b->r.rate)) ? -1 : 50;
+}
+
+void sync_work(struct blkd *b)
+{
+    int rc = 0;
+
+    if (replicating(b)) {
+        frames_work(b);
+    }
+    if (replicating(b)) {
+        send_more(b);
+    }
+    if (replicating(b)) {
+        put_epoch(b);
+        slots_work(b);
+    }
+    if (replicating(b)) {
+        rc = blkchan_flush(b->r.chan);
+    }
+    if (rc) {
+        lost(b, strerror(-rc));
+    }
+}
