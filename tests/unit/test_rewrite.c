@@ -310,9 +310,90 @@ static void a_flow_of_an_earlier_handshake_is_left_alone(void **state)
     assert_int_equal(f->p.tcp.seq, 42);
     PASSES(INPUT(.seq = 1, .ack = 43));
     assert_int_equal(f->p.tcp.ack, 43);
-    PASSES(OUTPUT(.flags = SYN | ACK, .seq = 7)); /* answers a SYN of an earlier epoch */
-    PASSES(OUTPUT(.seq = 8));
-    assert_int_equal(f->p.tcp.seq, 8);
+    assert_int_equal(rewriting(f), 0);
+}
+
+/* The checkpoint found a SYN on the ring: each guest reads it, and chooses, in the new epoch. */
+static void a_syn_that_crosses_a_checkpoint_is_answered_twice(void **state)
+{
+    struct fixture *f = *state;
+    int flow_first;
+
+    for (flow_first = 0; flow_first <= 1; flow_first++) {
+        PASSES(INPUT(.flags = SYN, .seq = C_ISN));
+        rewrite_detach(f->rw);
+        if (flow_first) {
+            tell_flow(f, P_ISN);
+        }
+        PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
+        if (!flow_first) {
+            tell_flow(f, P_ISN);
+        }
+        PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
+        assert_int_equal(f->p.tcp.ack, S_ISN + 1);
+        PASSES(OUTPUT(.seq = S_ISN + 1));
+        assert_int_equal(f->p.tcp.seq, P_ISN + 1);
+        PASSES(INPUT(.flags = RST, .seq = C_ISN + 1));
+        rewrite_detach(f->rw);
+    }
+}
+
+/* FLOW was lost with the primary. */
+static void a_syn_that_crosses_a_checkpoint_before_failover(void **state)
+{
+    struct fixture *f = *state;
+
+    PASSES(INPUT(.flags = SYN, .seq = C_ISN));
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN + 77)); /* undone by the checkpoint */
+    rewrite_detach(f->rw);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
+    rewrite_failover(f->rw, f->now_us);
+    PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
+    assert_int_equal(f->p.tcp.ack, S_ISN + 1);
+    PASSES(OUTPUT(.seq = S_ISN + 1));
+    assert_int_equal(f->p.tcp.seq, P_ISN + 1);
+}
+
+/* The SYN reuses the ports of a connection that seemed to live. */
+static void a_second_syn_that_crosses_a_checkpoint_is_answered_twice(void **state)
+{
+    struct fixture *f = *state;
+
+    accept_one(f);
+    PASSES(INPUT(.flags = SYN, .seq = C_ISN + 5000));
+    rewrite_detach(f->rw);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = 300));
+    tell_flow(f, 100);
+    PASSES(INPUT(.seq = C_ISN + 5001, .ack = 101));
+    assert_int_equal(f->p.tcp.ack, 301);
+}
+
+/* The checkpoint found the handshake's last ACK on the ring, and the guest's timer was faster. */
+static void a_syn_ack_repeated_behind_its_acknowledgement_changes_nothing(void **state)
+{
+    struct fixture *f = *state;
+
+    accept_one(f);
+    rewrite_detach(f->rw);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = P_ISN));
+    PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 100));
+    assert_int_equal(f->p.tcp.ack, P_ISN + 100);
+    PASSES(OUTPUT(.seq = P_ISN + 100));
+    assert_int_equal(f->p.tcp.seq, P_ISN + 100);
+    assert_int_equal(rewriting(f), 0);
+}
+
+static void a_syn_ack_of_an_unknown_flow_waits_for_the_primarys(void **state)
+{
+    struct fixture *f = *state;
+
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
+    HOLDS(OUTPUT(.seq = S_ISN + 1));
+    HOLDS(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 50));
+    tell_flow(f, P_ISN);
+    assert_true(f->result.input_ready);
+    PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 50));
+    assert_int_equal(f->p.tcp.ack, S_ISN + 50);
 }
 
 static void a_repeated_syn_ack_of_an_earlier_epoch_holds_nothing(void **state)
@@ -765,6 +846,11 @@ int main(void)
         TEST(a_syn_ack_waits_for_the_secondarys_own_syn),
         TEST(the_echo_in_a_syn_ack_is_the_secondarys_own),
         TEST(a_flow_of_an_earlier_handshake_is_left_alone),
+        TEST(a_syn_that_crosses_a_checkpoint_is_answered_twice),
+        TEST(a_syn_that_crosses_a_checkpoint_before_failover),
+        TEST(a_second_syn_that_crosses_a_checkpoint_is_answered_twice),
+        TEST(a_syn_ack_repeated_behind_its_acknowledgement_changes_nothing),
+        TEST(a_syn_ack_of_an_unknown_flow_waits_for_the_primarys),
         TEST(a_repeated_syn_ack_of_an_earlier_epoch_holds_nothing),
         TEST(a_checkpoint_makes_offsets_zero),
         TEST(a_refused_connection_is_answered_at_once),

@@ -175,7 +175,7 @@ static void refresh(struct rewrite *rw, struct flow *flow)
     flow->generation = rw->generation;
     flow->young = flow->active = flow->data_in_syn = false;
     flow->secondary_known = flow->primary_known = flow->primary_certain = false;
-    flow->next_known = flow->syn_pending = flow->waits = false;
+    flow->next_known = flow->waits = false;
     flow->offset = 0;
     flow->counted = false;       /* rewrite_detach() has set the count to 0 */
 }
@@ -608,7 +608,7 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
                                         const struct packet_key *key, uint8_t *frame,
                                         struct packet *p, bool partial)
 {
-    bool active = !(p->tcp.flags & PACKET_TCP_ACK);
+    bool active = !(p->tcp.flags & PACKET_TCP_ACK), late;
     struct rewrite_result result;
 
     if (flow && flow->young && flow->secondary_known && flow->secondary_isn == p->tcp.seq) {
@@ -627,10 +627,12 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
             drop(rw, flow);      /* the next connection with these numbers is all the guest's own */
         }
         return result_of(rw, NULL, REWRITE_PASS);
-    } else if (!active && !(flow && flow->syn_pending)) {
-        /* It answers a SYN of an earlier epoch: both guests have that one's state. */
+    } else if (!active && flow && flow->established && !flow->syn_pending) {
+        /* Repeated, though its acknowledgement is on the ring: both guests have chosen already. */
         return result_of(rw, flow, REWRITE_PASS);
     } else {
+        /* It may answer a SYN that the checkpoint found on the ring: then each guest has chosen. */
+        late = !active && !flow;
         if (!flow) {
             flow = add(rw, key, now_us);
             if (!flow) {
@@ -638,6 +640,7 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
             }
         }
         begin(flow, now_us, active);
+        flow->data_in_syn = late; /* nothing is known of the peer's acknowledgements */
         count(rw, flow);
     }
     if (active && packet_payload_bytes(p)) {

@@ -12,7 +12,9 @@
  * The secondary's ISN is read from its own SYN or SYN-ACK.  The primary's comes with
  * REMUS_PACKET_FLOW; until then it is taken from what the peer acknowledges first (that is primary
  * ISN + 1 unless data went with the SYN), and FLOW overrules.  A checkpoint makes the guests equal:
- * rewrite_detach() forgets every ISN.
+ * rewrite_detach() forgets every ISN.  A SYN that the checkpoint found on the ring is answered by
+ * each guest after it, so a SYN-ACK whose acknowledgement was not seen makes its flow young, too;
+ * if it was repeated from the checkpoint's state, both ISNs are the same, and offset is 0.
  *
  *   state of a young flow        frame from the guest      frame to the guest
  *   secondary's ISN unknown      sent on                   SYN: passed; others: REWRITE_HOLD (*)
