@@ -30,7 +30,7 @@ MAIN_remus-save-helper := tools/libxc/save-helper.c
 MAIN_remus-sr          := tools/libxc/sr-tool.c
 PROGRAMS := xl colo-blkd colo-proxyd colo-shadowd remus-guest remus-save-helper remus-sr
 # Scripts that stand beside the programs.
-SCRIPTS  := $(sort $(wildcard tools/libxl/remus-vif-script))
+SCRIPTS  := $(sort $(wildcard tools/libxl/remus-vif-script tools/remus/arbiters/arbiter-*))
 # A program whose source is not there is not built.
 BUILT    := $(foreach p,$(PROGRAMS),$(if $(wildcard $(MAIN_$(p))),$(p)))
 
@@ -98,11 +98,14 @@ $(O)/bin/$(1): $(MAIN_$(1):%.c=$(O)/plain/%.o) $(ARCHIVES_plain)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call PROGRAM,$(p))))
 
-$(O)/bin/%-script: tools/libxl/%-script
-	@mkdir -p $(@D)
-	$(Q)$(INSTALL) -m 755 $< $@
+define SCRIPT
+$(O)/bin/$(notdir $(1)): $(1)
+	@mkdir -p $$(@D)
+	$$(Q)$(INSTALL) -m 755 $$< $$@
+endef
+$(foreach s,$(SCRIPTS),$(eval $(call SCRIPT,$(s))))
 
-all: $(BUILT:%=$(O)/bin/%) $(SCRIPTS:tools/libxl/%=$(O)/bin/%) $(if $(SIM_SRC),$(O)/tests/sim/sim) \
+all: $(BUILT:%=$(O)/bin/%) $(addprefix $(O)/bin/,$(notdir $(SCRIPTS))) $(if $(SIM_SRC),$(O)/tests/sim/sim) \
 	$(LAB_TOOLS:%=$(O)/tests/lab/%)
 
 # ---- Tests without a lab --------------------------------------------------------------------

@@ -17,9 +17,10 @@ class Session:
     """`xl remus` on one host towards the other."""
 
     def __init__(self, lab, guest, host="a", peer="b", options="", env="", peer_env="",
-                 verify=True, timeout_ms=TIMEOUT_MS, interval_ms=None):
+                 verify=True, timeout_ms=TIMEOUT_MS, interval_ms=None, arbiter=None):
         self.lab, self.guest, self.host, self.peer = lab, guest, host, peer
-        words = [env, "xl remus --colo --verbose --timeout %d" % timeout_ms]
+        words = [env, "xl remus --colo --verbose --timeout %d" % timeout_ms,
+                 "--arbiter '%s'" % arbiter if arbiter else "-F"]
         if verify:
             words.append("--verify")
         if interval_ms:

@@ -35,7 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from lablib import common, images  # noqa: E402
 from lablib.common import LabError, run, say  # noqa: E402
-from lablib.instance import CLIENT_VLAN_IP, HOSTS, LINKS, Lab  # noqa: E402
+from lablib.instance import CLIENT_IP, CLIENT_VLAN_IP, HOSTS, LINKS, Lab  # noqa: E402
 
 DEADLINE_S = 300
 
@@ -271,6 +271,42 @@ class Client:
             self.process.wait()
 
 
+class Witness:
+    """An etcd beside the client: the third machine that decides."""
+
+    URL = "http://%s:2379" % CLIENT_IP
+
+    def __init__(self, lab):
+        self.lab, self.spec, self.process = lab, "etcd:" + self.URL, None
+        self.log_path = os.path.join(lab.directory, "etcd.log")
+        self.start()
+
+    def start(self):
+        data = os.path.join(self.lab.directory, "etcd")
+        argv = ["etcd", "--data-dir", data, "--listen-client-urls", self.URL,
+                "--advertise-client-urls", self.URL, "--listen-peer-urls", "http://127.0.0.1:2380",
+                "--log-level", "error"]
+        with open(self.log_path, "ab") as log:
+            self.process = self.lab.client_start(argv, stdin=subprocess.DEVNULL, stdout=log,
+                                                 stderr=log)
+        # An election comes first, of one.
+        wait(self.answers, 60, "etcd answers", 0.2)
+
+    def answers(self):
+        check(self.process.poll() is None, "etcd ended: " + common.tail(self.log_path, 5))
+        try:
+            with self.lab.client_connect(CLIENT_IP, 2379, 5) as s:
+                s.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+                return b'"true"' in s.makefile("rb").read()
+        except OSError:
+            return False
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
 class TestLab(Lab):
     """The lab as a test sees it: everything of lablib.instance.Lab and what follows."""
 
@@ -380,6 +416,11 @@ class TestLab(Lab):
         client = Client(self, ip or guest.ip, self.directory, **options)
         self.running.append(client)
         return client
+
+    def witness(self):
+        witness = Witness(self)
+        self.running.append(witness)
+        return witness
 
     def run_client(self, guest, seconds, **options):
         """A client for some seconds; its report, without errors."""

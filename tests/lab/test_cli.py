@@ -10,7 +10,7 @@ from labtest import check, deadline, equal, wait
 INSTALL = True
 
 # Data over the replication link; generous times, because the machine may be busy.
-PROTECT = "xl remus --colo --json --timeout 20000 g1 b"
+PROTECT = "xl remus --colo -F --json --timeout 20000 g1 b"
 
 
 def run(lab, command, host="a", timeout_s=120):
@@ -100,7 +100,7 @@ def test_other_words_are_the_distributions(lab):
 
 
 def test_help_and_wrong_arguments(lab):
-    for word in "remus", "remus-receive", "remus-status":
+    for word in "remus", "remus-receive", "remus-status", "remus-decide":
         got, text = run(lab, "xl %s --help" % word)
         equal(got, 0, "status of xl %s --help" % word)
         check("Usage: xl " + word in text, text)
@@ -117,6 +117,8 @@ def test_help_and_wrong_arguments(lab):
     refused(lab, "xl remus-status g1 g2", "one DOMAIN", status=1)
     refused(lab, "xl remus-status g1", "not protected")
     refused(lab, "xl remus --colo nobody b", "no domain nobody")
+    refused(lab, "xl remus-decide g1", "go-on", status=1)
+    refused(lab, "xl remus-decide g1 go-on", "nobody waits")
     refused(lab, "xl remus --colo 0 b", "dom0")
 
 
@@ -125,7 +127,7 @@ def test_help_and_wrong_arguments(lab):
 @deadline(500)
 def test_every_refusal_says_what_to_do(lab):
     guest = lab.guest("a")
-    remus = "xl remus --colo g1 b"
+    remus = "xl remus --colo -F g1 b"
     domid = lab.execute("a", "xl domid g1").stdout.strip()
     node = "/local/domain/%s" % domid
 
@@ -143,6 +145,9 @@ def test_every_refusal_says_what_to_do(lab):
     refused(lab, remus, "protected already")
     refused(lab, "xl remus --release g1", "a session that lives")
     refused(lab, "xl remus --colo -n g1 b", "-F")
+    refused(lab, "xl remus --colo g1 b", "no arbiter", "--arbiter", "-F")
+    refused(lab, "xl remus --colo --arbiter nobody g1 b", "arbiter-nobody", "No such file")
+    refused(lab, "xl remus --colo --arbiter fence g1 b", "/etc/xen/remus-fence")
 
     # Guests of other kinds: asked before they run, all reasons come at once.
     create(lab, "pv1", 'type = "pv"')
@@ -158,14 +163,14 @@ def test_every_refusal_says_what_to_do(lab):
     lab.execute("a", "for i in pv1 many disk; do xl destroy $i; done")
 
     # This host.
-    refused(lab, "xl remus --colo --libexec /nowhere g1 b", "/nowhere/colo-proxyd", "--libexec")
+    refused(lab, "xl remus --colo -F --libexec /nowhere g1 b", "/nowhere/colo-proxyd", "--libexec")
     lab.execute("a", "mv /dev/xen/evtchn /dev/xen/evtchn.away")
     try:
         text = run(lab, remus)[1]
         check("evtchn" in text or "open" in text, text)
     finally:
         lab.execute("a", "mv /dev/xen/evtchn.away /dev/xen/evtchn")
-    refused(lab, "xl remus --colo g1 a", "this host itself")
+    refused(lab, "xl remus --colo -F g1 a", "this host itself")
 
     # The other one: its reasons come with its name.
     create(lab, "g1", host="b")
@@ -211,7 +216,7 @@ def test_fifo_event_channels_are_refused(lab):
     domid = lab.execute("a", "xl domid g1").stdout.strip()
     wait(lambda: run(lab, "xenstore-read /local/domain/%s/device/vif/0/state" % domid)[1].strip() ==
          "4", 150, "the guest has booted", interval_s=1)
-    refused(lab, "xl remus --colo g1 b", "FIFO", "xen.fifo_events=0")
+    refused(lab, "xl remus --colo -F g1 b", "FIFO", "xen.fifo_events=0")
 
 
 # ---- Coming together ----
@@ -219,23 +224,23 @@ def test_fifo_event_channels_are_refused(lab):
 @deadline(300)
 def test_a_host_that_cannot_be_reached_leaves_the_guest_alone(lab):
     guest = lab.guest("a")
-    refused(lab, "xl remus --colo -s 'ssh -o ConnectTimeout=2' g1 10.78.0.77",
+    refused(lab, "xl remus --colo -F -s 'ssh -o ConnectTimeout=2' g1 10.78.0.77",
             "ssh could not reach", status=6)
-    refused(lab, "xl remus --colo g1 no-such-host", "ssh could not reach", status=6)
-    refused(lab, "xl remus --colo --receive-command false g1 b", "ended without an answer",
+    refused(lab, "xl remus --colo -F g1 no-such-host", "ssh could not reach", status=6)
+    refused(lab, "xl remus --colo -F --receive-command false g1 b", "ended without an answer",
             status=6)
-    refused(lab, "xl remus --colo --receive-command no-such-command g1 b", "was not found",
+    refused(lab, "xl remus --colo -F --receive-command no-such-command g1 b", "was not found",
             status=6)
-    refused(lab, "xl remus --colo --receive-command 'yes hello' g1 b", "something else", "hello",
+    refused(lab, "xl remus --colo -F --receive-command 'yes hello' g1 b", "something else", "hello",
             status=6)
     # The xl of the distribution does not know the word.
-    refused(lab, "xl remus --colo --receive-command '/usr/lib/xen-4.17/bin/xl remus-receive' g1 b",
+    refused(lab, "xl remus -cF --receive-command '/usr/lib/xen-4.17/bin/xl remus-receive' g1 b",
             "ended without an answer", status=6)
     # Reached, but not on the way that the data takes.
     lab.execute("b", "nft 'add table inet t; add chain inet t i { type filter hook input "
                 "priority 0; }; add rule inet t i iifname repl tcp dport 7999 reject with tcp "
                 "reset'")
-    refused(lab, "xl remus --colo --data-address 10.78.0.2:7999 g1 b", "7999", status=6)
+    refused(lab, "xl remus --colo -F --data-address 10.78.0.2:7999 g1 b", "7999", status=6)
     wait(lambda: run(lab, "pgrep -x xl", "b")[1] == "", 30, "the receiver on b has ended")
     check(guest.ask(7000, "hello"), "the guest answers")
 
@@ -244,10 +249,11 @@ WRONG_SECRET = r"""
 import json, socket, struct, subprocess, sys
 p = subprocess.Popen(["xl", "remus-receive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 greeting = json.loads(p.stdout.readline())
-hello = {"type": "hello", "protocol": 1, "name": "ghost", "host": "a", "mode": "colo",
-         "session": "00112233-4455-6677-8899-aabbccddeeff", "memory_kb": 1024, "need_kb": 1024,
-         "pages": 256, "vcpus": 1, "period_ms": 0, "heartbeat_ms": 0, "timeout_ms": 0,
-         "deadline_ms": 0, "net": False, "listen": "127.0.0.1", "port": 0, "vifs": []}
+hello = {"type": "hello", "protocol": 2, "name": "ghost", "host": "a", "mode": "colo",
+         "arbiter": "none", "session": "00112233-4455-6677-8899-aabbccddeeff",
+         "memory_kb": 1024, "need_kb": 1024, "pages": 256, "vcpus": 1, "period_ms": 0,
+         "heartbeat_ms": 0, "timeout_ms": 0, "deadline_ms": 0, "net": False,
+         "listen": "127.0.0.1", "port": 0, "vifs": []}
 hello.update(json.loads(sys.argv[1]))
 p.stdin.write(json.dumps(hello).encode() + b"\n")
 p.stdin.flush()
@@ -279,10 +285,10 @@ def test_a_wrong_secret_is_turned_away(lab):
 
 
 def test_a_malformed_hello_is_refused(lab):
-    for changes in ({"name": "../../etc"}, {"name": ""}, {"name": "n" * 64}, {"protocol": 2},
+    for changes in ({"name": "../../etc"}, {"name": ""}, {"name": "n" * 64}, {"protocol": 3},
                     {"mode": "remus"}, {"mode": 7}, {"memory_kb": -1}, {"session": "x"},
                     {"vifs": [{}] * 9}, {"net": True, "vifs": [{"bridge": "../x"}]},
-                    {"type": "hullo"}, {"deadline_ms": 1.5}):
+                    {"type": "hullo"}, {"deadline_ms": 1.5}, {"arbiter": "../x"}, {"arbiter": 0}):
         got = receiver_says(lab, **changes)
         equal((got["answer"]["type"], got["status"]), ("refused", 2), str(changes))
 
@@ -293,7 +299,7 @@ def test_a_malformed_hello_is_refused(lab):
 def test_a_session_is_shown_and_ends_in_order_on_ctrl_c(lab):
     guest = lab.guest("a")
     process = protected(lab, guest)
-    refused(lab, "xl remus --colo g1 b", "protected already")
+    refused(lab, "xl remus --colo -F g1 b", "protected already")
     row = lab.execute("a", "xl remus-status g1").stdout
     check("primary" in row and "colo" in row and "protected" in row, row)
     status = json.loads(lab.execute("a", "xl remus-status --json g1").stdout)

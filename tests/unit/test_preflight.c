@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_preflight.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
+/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
 /* Every refusal, one by one: a guest and two hosts that are fit, with one thing wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/xl/options.h"
 
@@ -65,6 +66,7 @@ static int fit(void **state)
     strcpy(f.other.name, "beta");
     f.other.boot_id[0] = '2';
     f.meets = fit_meets;
+    f.wishes.arbiter = true;
     return 0;
 }
 
@@ -143,6 +145,7 @@ PRIMARY(an_interface_with_several_queues, f.guest.vif[0].queues = 2, "2 queues",
 PRIMARY(an_interface_without_bridge, f.guest.vif[0].bridge[0] = '\0', "no bridge", "bridge=")
 PRIMARY(too_many_interfaces, unsigned int i; for (i = 1; i < REMUS_VIFS_MAX; i++)
         f.guest.vif[i] = f.guest.vif[0]; f.guest.vifs = REMUS_VIFS_MAX + 1, "9 network", "8")
+PRIMARY(no_arbiter_without_unsafe, f.wishes.arbiter = false, "--arbiter", "-F")
 PRIMARY(no_net_without_unsafe, f.wishes.no_net = true, "-n", "-F")
 PRIMARY(another_xen_series, strcpy(f.host.xen, "4.18.0"), "4.18.0", "4.17")
 PRIMARY(a_xen_whose_number_only_begins_alike, strcpy(f.host.xen, "4.170"), "4.170", "4.17")
@@ -395,6 +398,101 @@ static void help_and_release_need_no_mode(void **state)
     assert_true(o.release);
 }
 
+static const char *conf_file(const char *text)
+{
+    static char path[] = "/tmp/remus-conf-XXXXXX";
+    FILE *file;
+    int fd;
+
+    strcpy(path + sizeof(path) - 7, "XXXXXX");
+    fd = mkstemp(path);
+    assert_true(fd >= 0);
+    file = fdopen(fd, "w");
+    fputs(text, file);
+    fclose(file);
+    return path;
+}
+
+static int defaults(const char *text, int *argc, char ***argv)
+{
+    static char remus[] = "remus", timeout[] = "--timeout", ms[] = "900", domain[] = "web1",
+                host[] = "beta";
+    static char *given[] = {remus, timeout, ms, domain, host, NULL};
+    const char *path = text ? conf_file(text) : "/nowhere/remus.conf";
+    int rc;
+
+    error[0] = '\0';
+    rc = remus_options_defaults(path, 5, given, argc, argv, error);
+    if (text)
+        unlink(path);
+    return rc;
+}
+
+static void forget(int argc, char **argv)
+{
+    int i;
+
+    for (i = 1; i < argc - 4; i++)
+        free(argv[i]);
+    free(argv);
+}
+
+static void a_file_has_options_that_the_line_overrides(void **state)
+{
+    char **argv;
+    int argc;
+
+    (void)state;
+    assert_int_equal(defaults(NULL, &argc, &argv), 0);
+    assert_int_equal(argc, 5);
+    forget(argc, argv);
+    assert_int_equal(defaults("# ours\n\n --colo \n--timeout 5000\n"
+                              "--arbiter  etcd:http://10.0.0.3:2379\t\n-s ssh -p 2222",
+                              &argc, &argv), 0);
+    assert_int_equal(remus_options_parse(argc, argv, &o, error), 0);
+    assert_int_equal(o.timeout_ms, 900);
+    assert_string_equal(o.arbiter, "etcd:http://10.0.0.3:2379");
+    assert_string_equal(o.ssh, "ssh -p 2222");
+    assert_string_equal(o.host, "beta");
+    forget(argc, argv);
+}
+
+static void a_file_that_is_wrong_names_its_line(void **state)
+{
+    char text[1000], **argv;
+    int argc, i;
+
+    (void)state;
+    assert_int_equal(defaults("--colo\nweb2\n", &argc, &argv), -EINVAL);
+    assert_non_null(strstr(error, "line 2"));
+    memset(text, '-', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    assert_int_equal(defaults(text, &argc, &argv), -EINVAL);
+    assert_non_null(strstr(error, "line 1"));
+    for (i = 0; i < 600; i += 3)
+        memcpy(text + i, "-F\n", 4);
+    assert_int_equal(defaults(text, &argc, &argv), -EINVAL);
+    assert_non_null(strstr(error, "63"));
+}
+
+static void an_arbiter_is_a_name(void **state)
+{
+    static const char *const wrong[] = {"", ":x", "-x", "../x", "a b", "Etcd", "a/b", "x:\n"};
+    char text[400] = "x:";
+    size_t i;
+
+    (void)state;
+    assert_true(remus_arbiter_ok("none") && remus_arbiter_is_none("none"));
+    assert_true(remus_arbiter_ok("etcd:http://[fe80::1]:2379,http://b:1") &&
+                remus_arbiter_ok("fence:") && remus_arbiter_ok("a-2"));
+    for (i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
+        assert_false(remus_arbiter_ok(wrong[i]));
+    memset(text + 2, 'y', sizeof(text) - 3);
+    assert_false(remus_arbiter_ok(text));
+    assert_int_equal(parse("-c --arbiter ../x web1 beta"), -EINVAL);
+    assert_non_null(strstr(error, "--arbiter"));
+}
+
 static void options_end_at_the_domain(void **state)
 {
     (void)state;
@@ -434,6 +532,7 @@ int main(void)
         T(an_interface_without_bridge),
         T(too_many_interfaces),
         T(no_net_without_unsafe),
+        T(no_arbiter_without_unsafe),
         T(another_xen_series),
         T(a_xen_whose_number_only_begins_alike),
         T(a_missing_program),
@@ -462,6 +561,9 @@ int main(void)
         T(wrong_lines_say_what_is_wrong),
         T(help_and_release_need_no_mode),
         T(options_end_at_the_domain),
+        T(a_file_has_options_that_the_line_overrides),
+        T(a_file_that_is_wrong_names_its_line),
+        T(an_arbiter_is_a_name),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

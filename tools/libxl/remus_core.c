@@ -1481,6 +1481,15 @@ static uint64_t silent_at(const struct remus_core *c)
     return at;
 }
 
+uint64_t remus_core_lease_us(const struct remus_core *c)
+{
+    if (c->params.role != REMUS_PRIMARY || !has(c, F_PEER_MAY_RUN) || has(c, F_LOST) ||
+        state_info[c->state].link == LINK_NONE) {
+        return 0;
+    }
+    return after(c->echo_us, ms_to_us(c->params.timeout_ms));
+}
+
 static void check_silence(struct remus_core *c, struct remus_actions *out)
 {
     struct remus_event e = { .type = RE_LINK_LOST };

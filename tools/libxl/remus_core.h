@@ -222,5 +222,10 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
                       struct remus_actions *out);
 /* When RE_TICK is due at the latest. */
 uint64_t remus_core_next_us(const struct remus_core *c);
+/*
+ * Primary: until when output may leave, by what is known of the secondary now: it counts us as lost
+ * no sooner.  0: that is not for time to say (nothing is protected yet, or the arbiter decides).
+ */
+uint64_t remus_core_lease_us(const struct remus_core *c);
 
 #endif /* REMUS_CORE_H */

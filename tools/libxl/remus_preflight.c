@@ -177,6 +177,16 @@ static void judge_facilities(struct remus_refusals *out, const struct remus_host
                      h->nft_error[0] ? h->nft_error : "no reason given");
 }
 
+/* Two hosts that only lost their link would both go on. */
+static void judge_arbiter(struct remus_refusals *out, const struct remus_wishes *w)
+{
+    if (!w->arbiter && !w->unsafe)
+        remus_refuse(out,
+                     "no arbiter: when only the link between the hosts fails, both would go on; "
+                     "name one (--arbiter etcd:URL, fence:COMMAND or manual, on the command line "
+                     "or in " REMUS_CONFIG_FILE "), or accept that with -F");
+}
+
 void remus_preflight_primary(struct remus_refusals *out, const struct remus_guest_facts *g,
                              const struct remus_host_facts *h, const struct remus_wishes *w)
 {
@@ -199,6 +209,7 @@ void remus_preflight_primary(struct remus_refusals *out, const struct remus_gues
     }
     judge_devices(out, g, w);
     judge_vifs(out, g, w);
+    judge_arbiter(out, w);
     judge_xen(out, h);
     judge_programs(out, h);
     judge_facilities(out, h, g->vifs && !w->no_net);

@@ -88,11 +88,14 @@ struct remus_meets_facts {
     uint64_t disk_sectors[REMUS_DISKS_MAX];
 };
 
+#define REMUS_CONFIG_FILE "/etc/xen/remus.conf" /* options of xl remus, one a line */
+
 /* What the operator asked for. */
 struct remus_wishes {
     bool no_net;                 /* -n */
     bool no_disk;                /* -d */
     bool unsafe;                 /* -F */
+    bool arbiter;                /* --arbiter, other than none */
 };
 
 /* ---- Judging ---- */

@@ -27,6 +27,7 @@
 
 #include "tools/libxl/remus_disks.h"
 #include "tools/remus/blkring.h"
+#include "tools/remus/nftlease.h"
 #include "tools/remus/nftrules.h"
 
 #define COPY_SUSPEND_MS     30000u
@@ -44,6 +45,9 @@
 #define SETTLE_TAKEN_US     60000000u  /* Linux gives up freezing its processes after 20 s */
 /* a copy that lags less than this costs latency, not checkpoints */
 #define DEADLINE_MAX_MS     1000u
+#define LEASE_MARGIN        16u     /* this part of the timeout is the lease shorter */
+#define LEASE_LAST_MS       60000u  /* ended by the removal of the rules */
+#define LEASE_STEP_US       100000u /* renewed when it gains as much */
 
 struct primary {
     struct remus_run run;
@@ -58,6 +62,8 @@ struct primary {
     unsigned int minder_count;
     uint16_t queues;                /* the first netfilter queue's number */
     bool rules_in;
+    struct remus_lease *lease;      /* NULL: output needs none yet */
+    uint64_t lease_us;              /* when it ends */
     int own_fd[REMUS_VIFS_MAX];     /* see own_frames */
 
     /* initial copy */
@@ -444,10 +450,63 @@ static int rules_install(struct primary *p)
     return rc;
 }
 
+static int lease_take(struct primary *p, uint64_t ms)
+{
+    const char *vifs[REMUS_VIFS_MAX];
+    unsigned int i;
+
+    for (i = 0; i < p->vif_count; i++)
+        vifs[i] = p->vifs[i].netdev;
+    return remus_lease_renew(p->lease, vifs, p->vif_count, ms);
+}
+
+/*
+ * What the kernel is told of the lease ends somewhat before the core's own, because the kernel
+ * counts in ticks of some ms and the two hosts' clocks are not the same.  The rest of the message's
+ * way counts for us: the other side heard us later than we spoke.
+ */
+static int lease_renew(struct primary *p)
+{
+    uint64_t until = remus_core_lease_us(&p->run.core), now = remus_run_now_us();
+    uint64_t margin = p->run.core.params.timeout_ms * 1000ull / LEASE_MARGIN;
+    int rc;
+
+    if (until < now + margin + 1000 || until - p->lease_us < LEASE_STEP_US)
+        return 0;
+    rc = lease_take(p, (until - margin - now) / 1000);
+    if (!rc)
+        p->lease_us = until;
+    return rc;
+}
+
+/* Before a byte of the first epoch is sent: whoever has all of it may take over. */
+static void lease_begin(struct primary *p)
+{
+    char error[200] = "";
+    unsigned int i;
+    int rc = remus_lease_open(&p->lease);
+
+    if (!rc)
+        rc = lease_renew(p);
+    for (i = 0; !rc && i < p->vif_count; i++)
+        rc = remus_nft_need_lease(p->vifs[i].netdev, error, sizeof(error));
+    if (rc)
+        remus_run_post(&p->run, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the kernel's lease for "
+                       "output: %s", error[0] ? error : strerror(-rc));
+}
+
+static void lease_end(struct primary *p)
+{
+    remus_lease_close(p->lease);
+    p->lease = NULL;
+    p->lease_us = 0;
+}
+
 static void rules_remove(struct primary *p)
 {
     unsigned int i;
 
+    lease_end(p);
     if (!p->rules_in)
         return;
     for (i = 0; i < p->vif_count; i++) {
@@ -662,6 +721,9 @@ static void unprotect(struct primary *p)
     uint32_t reason;
 
     say_no_more(p);
+    /* The other side is out: what was held may leave. */
+    if (p->lease)
+        (void)lease_take(p, LEASE_LAST_MS);
     if (r->daemon.fd >= 0 && p->rules_in) {
         if (ctl_say(r->daemon.fd, CTL_UNPROTECT, 0, 0, NULL) ||
             remus_run_daemon_wait(&r->daemon, CTL_UNPROTECTED, CONTROL_MS))
@@ -754,6 +816,8 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
             ctl_say(r->daemon.fd, CTL_INPUT_GO, 0, 0, NULL);
         break;
     case RA_SEND_EPOCH:
+        if (p->rules_in && !p->lease)
+            lease_begin(p);
         p->sent_us = remus_run_now_us();
         remus_epoch_encode_begin(&p->encoder, &p->epoch);
         p->sending = true;
@@ -795,10 +859,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         send_heartbeat(r);
         break;
     case RA_ARBITRATE:
-        /* Without an arbiter the loss of the link counts as the loss of the peer. */
-        remus_run_log(r, XC_SR_WARN, "%s", r->core.reason);
-        remus_run_link_close(r);
-        remus_run_post(r, RE_ARBITRATED, 0, 1, NULL);
+        remus_run_arbitrate(r);
         break;
     case RA_FINISH:
         remus_run_finish(r, a);
@@ -929,6 +990,8 @@ static void primary_periodic(struct remus_run *r)
 {
     struct primary *p = self(r);
 
+    if (p->lease && lease_renew(p))
+        remus_run_log(r, XC_SR_WARN, "the kernel did not renew the lease for output");
     r->status.copy = p->copy_progress;
     if (p->cache)
         xc_sr_cache_stats(p->cache, &r->status.cache);

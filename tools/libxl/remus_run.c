@@ -19,6 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <uuid/uuid.h>
+
 #include "tools/libxl/remus_disks.h"
 
 #define PERIOD_MS       100u
@@ -784,6 +786,66 @@ out:
     return rc;
 }
 
+/* ---- Arbitration ---- */
+
+static bool nobody_waits(void *arg)
+{
+    return atomic_load(&((struct remus_run *)arg)->arbitration.given_up);
+}
+
+static void ask(uv_work_t *work)
+{
+    struct remus_run *r = work->data;
+
+    r->arbitration.rc = remus_arbiter_run(&r->arbitration.arbiter, "acquire", 0,
+                                          r->arbitration.said);
+}
+
+static void asked(uv_work_t *work, int status)
+{
+    struct remus_run *r = work->data;
+    struct remus_arbitration *a = &r->arbitration;
+
+    (void)status;
+    a->running = false;
+    if (r->finished)
+        return;
+    if (a->rc < 0) {
+        remus_run_log(r, XC_SR_WARN, "the arbiter gives no answer (%s); asking again", a->said[0] ?
+                      a->said : strerror(-a->rc));
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)a->rc, "the arbiter gives no answer");
+        return;
+    }
+    remus_run_log(r, a->rc ? XC_SR_WARN : XC_SR_INFO, "the arbiter says: %s (%s)",
+                  a->rc ? "stop" : "go on", a->said);
+    remus_run_post(r, RE_ARBITRATED, 0, !a->rc, NULL);
+}
+
+void remus_run_arbitrate(struct remus_run *r)
+{
+    struct remus_arbitration *a = &r->arbitration;
+    const char *spec = r->p->arbiter ? r->p->arbiter : REMUS_ARBITER_NONE;
+
+    remus_run_log(r, XC_SR_WARN, "%s", r->core.reason);
+    remus_run_link_close(r);
+    if (remus_arbiter_is_none(spec)) {
+        remus_run_post(r, RE_ARBITRATED, 0, 1, NULL);
+        return;
+    }
+    if (a->running)
+        return;                  /* told twice: its answer will come */
+    uuid_unparse_lower(r->p->session, a->session);
+    snprintf(a->domain, sizeof(a->domain), "%s", r->name);
+    a->arbiter = (struct remus_arbiter){
+        .spec = spec, .libexec = r->p->libexec, .session = a->session, .domain = a->domain,
+        .peer = r->p->peer ? r->p->peer : "", .role = r->p->role, .give_up = nobody_waits, .arg = r,
+    };
+    a->work.data = r;
+    a->running = !uv_queue_work(&r->loop, &a->work, ask, asked);
+    if (!a->running)
+        remus_run_post(r, RE_FAILED, 0, 0, "no thread for the arbiter");
+}
+
 /* ---- Life ---- */
 
 static void on_xenstore(uv_poll_t *poll_handle, int status, int events)
@@ -913,6 +975,7 @@ void remus_run_dispose(struct remus_run *r)
         if (!uv_fileno((uv_handle_t *)&r->link, &fd))
             shutdown(fd, SHUT_WR);
     }
+    atomic_store(&r->arbitration.given_up, true);
     remus_run_work_wait(r);
     remus_run_daemon_stop(&r->daemon);
     remus_disks_dispose(r);

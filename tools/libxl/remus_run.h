@@ -6,11 +6,13 @@
 #define REMUS_RUN_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/types.h>
 
 #include <uv.h>
 #include <xenstore.h>
 
+#include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_core.h"
 #include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_guest.h"
@@ -82,6 +84,17 @@ struct remus_work {
     void (*done)(void *side);
 };
 
+/* The arbiter's program, which may take as long as an operator does. */
+struct remus_arbitration {
+    uv_work_t work;
+    struct remus_arbiter arbiter;
+    bool running;
+    atomic_bool given_up;
+    char session[37], domain[REMUS_NAME_MAX];
+    int rc;
+    char said[REMUS_ARBITER_SAID];
+};
+
 struct remus_run {
     const struct remus_session_params *p;
     const struct remus_run_ops *ops;
@@ -103,6 +116,7 @@ struct remus_run {
     struct remus_daemon daemon;     /* of packets */
     struct remus_disks disks;
     struct remus_work work;
+    struct remus_arbitration arbitration;
 
     struct remus_core core;
     struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
@@ -171,6 +185,9 @@ void remus_run_daemon_stop(struct remus_daemon *d);
 int remus_run_work(struct remus_run *r, void (*work)(void *side), void (*done)(void *side));
 /* Until the work under way is over; its done() is not called any more. */
 void remus_run_work_wait(struct remus_run *r);
+
+/* RA_ARBITRATE: closes the link and asks; RE_ARBITRATED or RE_FAILED follows. */
+void remus_run_arbitrate(struct remus_run *r);
 
 /* Runs a command (LIBEXEC/args[0]) to its end; feeds input to its stdin, keeps its output as far as
  * there is room.  Blocks: only where nothing else has to go on.  Exit status or negative errno. */

@@ -832,10 +832,7 @@ static void secondary_action(struct remus_run *r, const struct remus_action *a)
         send_heartbeat(r);
         break;
     case RA_ARBITRATE:
-        /* Without an arbiter the loss of the link counts as the loss of the peer. */
-        remus_run_log(r, XC_SR_WARN, "%s", r->core.reason);
-        remus_run_link_close(r);
-        remus_run_post(r, RE_ARBITRATED, 0, 1, NULL);
+        remus_run_arbitrate(r);
         break;
     case RA_FINISH:
         if (a->value == REMUS_END_ACTIVE)

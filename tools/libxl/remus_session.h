@@ -68,6 +68,7 @@ struct remus_session_params {
     const struct remus_bypass *bypass; /* primary: traffic that is not protected */
     unsigned int bypass_count;
     uint8_t session[16];            /* UUID */
+    const char *arbiter;            /* remus_arbiter.h: NAME[:ARG] */
     void *arg;
     void (*log)(void *arg, enum xc_sr_level level, const char *text);
     void (*status)(void *arg, const struct remus_status *status);

@@ -14,6 +14,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "tools/remus/nftlease.h"
+
 #define NFT_LOCK        "/run/remus-nft.lock"
 #define NFT_TABLE       "bridge remus"
 #define NFT_VIFS_MAX    4096u
@@ -23,16 +25,25 @@
 /*
  * Output is caught before any other rule sees it, so that the comparison knows all that the guest
  * sent; input after all others, so that the copy gets exactly what the guest gets.
+ *
+ * The lease stands behind the queue: a frame that was given its verdict goes on there, so that what
+ * counts is the time when it leaves, not when somebody decided.  The kernel ends an element by
+ * itself; nobody has to be awake for that.
  */
 static const char nft_create[] =
     "create table " NFT_TABLE "\n"
     "add map " NFT_TABLE " output { type ifname : verdict; }\n"
     "add map " NFT_TABLE " input { type ifname : verdict; }\n"
     "add set " NFT_TABLE " fenced { type ifname; }\n"
+    "add set " NFT_TABLE " leased { type ifname; }\n"
+    "add set " NFT_TABLE " " REMUS_NFT_LEASE_SET " { type ifname; flags timeout; }\n"
     "add chain " NFT_TABLE " output { type filter hook prerouting priority -350; policy accept; }\n"
+    "add chain " NFT_TABLE " leases { type filter hook prerouting priority -349; policy accept; }\n"
     "add chain " NFT_TABLE " input { type filter hook postrouting priority 350; policy accept; }\n"
     "add rule " NFT_TABLE " output iifname @fenced counter drop\n"
     "add rule " NFT_TABLE " output iifname vmap @output\n"
+    "add rule " NFT_TABLE " leases iifname @leased iifname != @" REMUS_NFT_LEASE_SET
+    " counter drop\n"
     "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
     "add rule " NFT_TABLE " input oifname vmap @input\n";
 
@@ -119,7 +130,7 @@ static struct remus_nft_vif *nft_find_or_add(struct nft *n, const char *name, si
     return vif;
 }
 
-enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED };
+enum nft_part { NFT_OUTPUT, NFT_INPUT, NFT_FENCED, NFT_LEASED };
 
 /* Takes in `elements = { "vif1.0" : goto output-100, ... }`, or names alone for a set. */
 static int nft_read_elements(struct nft *n, const char *text, enum nft_part part)
@@ -142,6 +153,8 @@ static int nft_read_elements(struct nft *n, const char *text, enum nft_part part
         at = quote + 1;
         if (part == NFT_FENCED) {
             vif->fenced = true;
+        } else if (part == NFT_LEASED) {
+            vif->leased = true;
         } else {
             unsigned int queue;
 
@@ -165,6 +178,7 @@ static int nft_read(struct nft *n)
         [NFT_OUTPUT] = "list map " NFT_TABLE " output",
         [NFT_INPUT] = "list map " NFT_TABLE " input",
         [NFT_FENCED] = "list set " NFT_TABLE " fenced",
+        [NFT_LEASED] = "list set " NFT_TABLE " leased",
     };
     const char *text;
     size_t i;
@@ -396,6 +410,9 @@ int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
         if (old && old->fenced) {
             script_add(script, "delete element " NFT_TABLE " fenced { \"%s\" }\n", vif);
         }
+        if (old && old->leased) {
+            script_add(script, "delete element " NFT_TABLE " leased { \"%s\" }\n", vif);
+        }
     }
     if (script[0]) {
         rc = nft_run(&n, script, vif);
@@ -406,7 +423,8 @@ out:
     return rc;
 }
 
-int remus_nft_fence(const char *vif, char *error, size_t error_bytes)
+/* Into one of the sets of names, unless it is there. */
+static int nft_enlist(const char *vif, bool fence, char *error, size_t error_bytes)
 {
     char script[NFT_SCRIPT_MAX] = "";
     const struct remus_nft_vif *old;
@@ -421,14 +439,25 @@ int remus_nft_fence(const char *vif, char *error, size_t error_bytes)
     if (!n.table) {
         script_add(script, "%s", nft_create);
     }
-    if (!old || !old->fenced) {
-        script_add(script, "add element " NFT_TABLE " fenced { \"%s\" }\n", vif);
+    if (!old || !(fence ? old->fenced : old->leased)) {
+        script_add(script, "add element " NFT_TABLE " %s { \"%s\" }\n",
+                   fence ? "fenced" : "leased", vif);
         rc = nft_run(&n, script, vif);
     }
 
 out:
     nft_end(&n);
     return rc;
+}
+
+int remus_nft_fence(const char *vif, char *error, size_t error_bytes)
+{
+    return nft_enlist(vif, true, error, error_bytes);
+}
+
+int remus_nft_need_lease(const char *vif, char *error, size_t error_bytes)
+{
+    return nft_enlist(vif, false, error, error_bytes);
 }
 
 int remus_nft_list(struct remus_nft_vif *vifs, size_t max, size_t *count, char *error,

@@ -3,6 +3,7 @@
  *
  *   table bridge remus
  *     prerouting,  first:  iifname in fenced: drop; go where output[iifname] says
+ *     prerouting,  next:   iifname in leased, but not in lease: drop
  *     postrouting, last:   the same with oifname and input
  *
  * A protected vif has two chains of its own, output-QUEUE and input-QUEUE, named after their first
@@ -42,7 +43,12 @@ int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_que
                       const struct remus_bypass *bypass, unsigned int count, char *error,
                       size_t error_bytes);
 
-/* Steering and fence of the vif go; with the last vif the table goes.  Unknown vif: 0. */
+/* From the return on, a frame of the vif passes only while it holds a lease (nftlease.h), whatever
+ * verdict it got. */
+int remus_nft_need_lease(const char *vif, char *error, size_t error_bytes);
+
+/* Steering, fence and need of a lease of the vif go; with the last vif the table goes.
+ * Unknown vif: 0. */
 int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes);
 
 /* From the return on, no frame enters or leaves through the vif, whoever listens; protected or not.
@@ -52,7 +58,7 @@ int remus_nft_fence(const char *vif, char *error, size_t error_bytes);
 struct remus_nft_vif {
     char name[REMUS_NFT_VIF_BYTES];
     bool steered;            /* queues below are valid */
-    bool fenced;
+    bool fenced, leased;
     uint16_t output_queue;   /* the first of CTL_OUTPUT_QUEUES */
     uint16_t input_queue;
 };

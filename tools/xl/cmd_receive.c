@@ -35,6 +35,7 @@
 #include <libxl_utils.h>
 #include <uuid/uuid.h>
 
+#include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
@@ -64,6 +65,7 @@ struct receiver {
     uint64_t period_ms, heartbeat_ms, timeout_ms, deadline_ms;
     bool verify, net;
     uuid_t session;
+    char session_text[40], arbiter[REMUS_ARBITER_BYTES];
     int fds[REMUS_CHANNELS];        /* by channel */
     const char *store;
 
@@ -217,7 +219,6 @@ static bool bridge_name_ok(const char *name)
 static bool take_hello(struct receiver *r, const struct remus_message *m)
 {
     uint64_t protocol, port = 0, vcpus;
-    char uuid[40];
     size_t i, count;
 
 #define WANT(condition, ...) \
@@ -241,8 +242,11 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
     WANT(copy_text(m, "mode", r->mode, sizeof(r->mode)) && remus_mode_by_name(r->mode) &&
              remus_mode_by_name(r->mode)->wire == REMUS_MODE_COLO,
          "this version offers COLO only");
-    WANT(copy_text(m, "session", uuid, sizeof(uuid)) && !uuid_parse(uuid, r->session),
+    WANT(copy_text(m, "session", r->session_text, sizeof(r->session_text)) &&
+             !uuid_parse(r->session_text, r->session),
          "the session's UUID is missing");
+    WANT(copy_text(m, "arbiter", r->arbiter, sizeof(r->arbiter)) && remus_arbiter_ok(r->arbiter),
+         "the arbiter is missing, or is no NAME[:ARG]");
     WANT(remus_message_number(m, "memory_kb", 1ull << 40, &r->guest.memory_kb) &&
              remus_message_number(m, "need_kb", 1ull << 40, &r->guest.need_kb) &&
              remus_message_number(m, "pages", 1ull << 40, &r->guest.pages) &&
@@ -294,6 +298,19 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
     return true;
 }
 
+static void check_arbiter(struct receiver *r, struct remus_refusals *refusals)
+{
+    struct remus_arbiter arbiter = {
+        .spec = r->arbiter, .libexec = r->here.libexec, .session = r->session_text,
+        .domain = r->guest.name, .peer = r->peer, .role = REMUS_SECONDARY,
+    };
+    char said[REMUS_ARBITER_SAID];
+
+    if (remus_arbiter_run(&arbiter, "check", REMUS_ARBITER_CHECK_MS, said))
+        remus_refuse(refusals, "the arbiter %.100s cannot be asked from here: %s", r->arbiter,
+                     said[0] ? said : "it does not answer");
+}
+
 static int examine(struct receiver *r)
 {
     struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
@@ -304,6 +321,8 @@ static int examine(struct receiver *r)
         return refuse_one(r, XL_REFUSED, "out of memory");
     remus_facts_meets(r->facts, &r->guest, &meets);
     remus_preflight_secondary(refusals, &r->guest, &r->here, &meets, &r->wishes);
+    if (!refusals->count)
+        check_arbiter(r, refusals);
     if (refusals->count)
         code = refuse(r, XL_REFUSED, refusals);
     free(refusals);
@@ -382,6 +401,7 @@ static int start(struct receiver *r)
         .store = r->store,
         .libexec = r->here.libexec,
         .deadline_max_ms = (uint32_t)r->deadline_ms,
+        .arbiter = r->arbiter,
     };
     int rc;
 
@@ -647,7 +667,9 @@ static int run(struct receiver *r, const char *libexec_given)
         return code;
     supervise(r, signal_fd);
     close(signal_fd);
-    return conclude(r);
+    code = conclude(r);
+    record_forget_session(r->session_text);
+    return code;
 }
 
 int cmd_remus_receive(int argc, char **argv)

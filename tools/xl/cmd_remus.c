@@ -23,6 +23,7 @@
 
 #include <uuid/uuid.h>
 
+#include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
@@ -41,6 +42,7 @@
 #define SSH_END_MS     2000u
 #define JUNK_LINES_MAX 50u      /* what a login shell may print before the receiver speaks */
 #define RECORD_MS      1000u
+#define ARBITER_AGAIN_MS 1000
 
 /* What became of the copy on HOST, as far as its receiver has said. */
 enum fate { FATE_UNKNOWN, FATE_ACTIVE, FATE_GONE };
@@ -62,6 +64,7 @@ struct supervisor {
     uint8_t secret[REMUS_SECRET_BYTES];
     uint16_t port;
     uuid_t session;
+    char session_text[37];
     int fds[REMUS_CHANNELS];        /* by channel */
 
     struct worker worker;
@@ -72,6 +75,8 @@ struct supervisor {
     bool was_protected;             /* at any time: only then can the copy have taken over */
     uint64_t recorded_ms;
     unsigned int stops;             /* how often the operator asked */
+    unsigned int stops_before;      /* of these, before the arbiter was asked */
+    int signal_fd;
 };
 
 __attribute__((format(printf, 3, 4)))
@@ -122,10 +127,30 @@ static int give_up(struct supervisor *s, int code, const char *format, ...)
 
 /* ---- Preflight here -------------------------------------------------------------------------- */
 
+static struct remus_arbiter arbiter_of(struct supervisor *s)
+{
+    uuid_unparse_lower(s->session, s->session_text);
+    return (struct remus_arbiter){
+        .spec = s->o.arbiter, .libexec = s->here.libexec, .session = s->session_text,
+        .domain = s->guest.name, .peer = s->o.host, .role = REMUS_PRIMARY,
+    };
+}
+
+static void check_arbiter(struct supervisor *s, struct remus_refusals *refusals)
+{
+    struct remus_arbiter arbiter = arbiter_of(s);
+    char said[REMUS_ARBITER_SAID];
+
+    if (remus_arbiter_run(&arbiter, "check", REMUS_ARBITER_CHECK_MS, said))
+        remus_refuse(refusals, "the arbiter %s cannot be asked from here: %s", s->o.arbiter,
+                     said[0] ? said : "it does not answer");
+}
+
 static int examine(struct supervisor *s)
 {
     struct remus_wishes wishes = {
         .no_net = s->o.no_net, .no_disk = s->o.no_disk, .unsafe = s->o.unsafe,
+        .arbiter = !remus_arbiter_is_none(s->o.arbiter),
     };
     struct remus_facts_ctx *facts = NULL;
     struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
@@ -154,6 +179,8 @@ static int examine(struct supervisor *s)
         remus_refuse(refusals, "%s", s->error);
     else
         remus_preflight_primary(refusals, &s->guest, &s->here, &wishes);
+    if (!refusals->count)
+        check_arbiter(s, refusals);
     if (!refusals->count) {
         /* Held from here to the end of this process and of the worker. */
         rc = remus_session_lock(s->guest.domid, &s->lock_fd, &holder);
@@ -307,6 +334,7 @@ static struct remus_object *hello(struct supervisor *s)
     remus_object_number(o, "pages", s->guest.pages);
     remus_object_number(o, "vcpus", s->guest.vcpus);
     remus_object_string(o, "mode", s->o.mode);
+    remus_object_string(o, "arbiter", s->o.arbiter);
     remus_object_number(o, "period_ms", s->o.period_ms);
     remus_object_number(o, "heartbeat_ms", s->o.heartbeat_ms);
     remus_object_number(o, "timeout_ms", s->o.timeout_ms);
@@ -347,7 +375,6 @@ static int negotiate(struct supervisor *s)
     uint64_t port = 0;
     int rc, code = 0;
 
-    uuid_generate(s->session);
     rc = remus_talk_send(s->talk, hello(s), false);
     if (!rc)
         rc = await(s, "ready", "refused", ANSWER_MS, &m);
@@ -456,6 +483,7 @@ static int start(struct supervisor *s)
     unsigned int i;
     int rc;
 
+    p.arbiter = s->o.arbiter;
     memcpy(p.session, s->session, sizeof(p.session));
     rc = worker_start(&s->worker, &p, s->log_fd, s->lock_fd);
     for (i = 0; i < REMUS_CHANNELS; i++) {
@@ -667,6 +695,48 @@ static int yield_guest(struct supervisor *s)
                s->o.host);
 }
 
+/* Something was heard of the copy, or an operator asks for the end. */
+static bool fate_known(void *arg)
+{
+    struct supervisor *s = arg;
+
+    await_fate(s, 0);
+    if (s->signal_fd >= 0)
+        read_signals(s, s->signal_fd);
+    return s->fate != FATE_UNKNOWN || s->stops > s->stops_before;
+}
+
+/*
+ * The worker here cannot ask any more, or was denied: its answer stands, and is given again.  An
+ * arbiter that does not answer is asked until it does, as a guest without network is of no use.
+ */
+static void ask_arbiter(struct supervisor *s)
+{
+    struct remus_arbiter arbiter = arbiter_of(s);
+    char said[REMUS_ARBITER_SAID], told[REMUS_ARBITER_SAID] = "";
+    int rc;
+
+    arbiter.give_up = fate_known;
+    arbiter.arg = s;
+    s->stops_before = s->stops;
+    say(s, XC_SR_WARN, "%s does not answer; asking the arbiter (%s) whether %s goes on here",
+        s->o.host, s->o.arbiter, s->guest.name);
+    for (;;) {
+        rc = remus_arbiter_run(&arbiter, "acquire", 0, said);
+        if (rc >= 0) {
+            say(s, rc ? XC_SR_WARN : XC_SR_INFO, "the arbiter says: %s (%s)", rc ? "stop" : "go on",
+                said);
+            s->fate = rc ? FATE_ACTIVE : FATE_GONE;
+        }
+        if (rc >= 0 || fate_known(s))
+            return;
+        if (strcmp(told, said))
+            say(s, XC_SR_WARN, "the arbiter gives no answer (%s); asking again", said);
+        snprintf(told, sizeof(told), "%s", said);
+        poll(NULL, 0, ARBITER_AGAIN_MS);
+    }
+}
+
 /* The guest here is fenced, or will be: what becomes of it is what became of its copy. */
 static int end_by_fate(struct supervisor *s)
 {
@@ -674,6 +744,8 @@ static int end_by_fate(struct supervisor *s)
     int rc;
 
     await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + END_MS);
+    if (s->fate == FATE_UNKNOWN && s->was_protected && !remus_arbiter_is_none(s->o.arbiter))
+        ask_arbiter(s);
     if (s->fate == FATE_ACTIVE)
         return yield_guest(s);
     /* A copy that never held a whole checkpoint cannot have taken over. */
@@ -816,8 +888,9 @@ static int open_receiver(struct supervisor *s)
 
 static int run(struct supervisor *s)
 {
-    int code, signal_fd;
+    int code;
 
+    uuid_generate(s->session);
     code = examine(s);
     if (code)
         return code;
@@ -831,17 +904,18 @@ static int run(struct supervisor *s)
         code = connect_data(s);
     if (code)
         return code;
-    signal_fd = watch_signals();
-    if (signal_fd < 0)
+    s->signal_fd = watch_signals();
+    if (s->signal_fd < 0)
         return give_up(s, XL_NO_PEER, "signals cannot be watched: %s", strerror(errno));
     code = start(s);
     if (code)
         return code;
-    supervise(s, signal_fd);
+    supervise(s, s->signal_fd);
     code = conclude(s);
     if (code != XL_UNDECIDED)
         record_remove(s->guest.domid);
-    close(signal_fd);
+    record_forget_session(s->session_text);
+    close(s->signal_fd);
     return code;
 }
 
@@ -851,10 +925,11 @@ int cmd_remus(int argc, char **argv)
     char error[OPTIONS_ERROR_BYTES];
     int code;
 
-    s.log_fd = s.lock_fd = -1;
+    s.log_fd = s.lock_fd = s.signal_fd = -1;
     memset(s.fds, -1, sizeof(s.fds));
     s.worker.fd = -1;
-    if (remus_options_parse(argc, argv, &s.o, error)) {
+    if (remus_options_defaults(REMUS_CONFIG_FILE, argc, argv, &argc, &argv, error) ||
+        remus_options_parse(argc, argv, &s.o, error)) {
         fprintf(stderr, "xl remus: %s\nTry 'xl remus --help'.\n", error);
         return XL_USAGE;
     }

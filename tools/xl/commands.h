@@ -20,6 +20,7 @@ enum {
 int cmd_remus(int argc, char **argv);
 int cmd_remus_receive(int argc, char **argv);
 int cmd_remus_status(int argc, char **argv);
+int cmd_remus_decide(int argc, char **argv);
 
 /*
  * Directory of the daemons: given (--libexec), beside this program, or where they were installed.

@@ -1,6 +1,6 @@
 /*
- * main.c: an xl that knows three more words (remus, remus-receive, remus-status) and hands every
- * other to the distribution's.
+ * main.c: an xl that knows some more words (remus and remus-...) and hands every other to the
+ * distribution's.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +23,7 @@ static const struct {
     {"remus", cmd_remus, "Keep a copy of a guest on another host that takes over"},
     {"remus-receive", cmd_remus_receive, "Take such a copy (started by xl remus, through ssh)"},
     {"remus-status", cmd_remus_status, "Show this host's protected guests and copies"},
+    {"remus-decide", cmd_remus_decide, "Say which side goes on (--arbiter manual)"},
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -127,7 +128,7 @@ static int hand_over(char **argv)
 
     if (distribution_xl(path, sizeof(path))) {
         fprintf(stderr, "xl: the distribution's xl was not found (Debian: xen-utils-4.17); this "
-                        "program adds remus, remus-receive and remus-status to it\n");
+                        "program adds remus and its kin to it\n");
         return XL_USAGE;
     }
     argv[0] = path;

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/libxl/remus_arbiter.h"
+#include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
 
 const char remus_options_help[] =
@@ -33,6 +35,10 @@ const char remus_options_help[] =
     "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
     "      --sync-rate MIB      read at most this much a second when disks are made equal\n"
     "\n"
+    "When the hosts lose each other:\n"
+    "      --arbiter NAME[:ARG]     who decides which side goes on: etcd:URL[,URL...],\n"
+    "                           fence:COMMAND, manual (see xl remus-decide), or none (needs -F)\n"
+    "\n"
     "Protecting less:\n"
     "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
     "  -n, --no-net             do not hold or compare output (needs -F)\n"
@@ -40,7 +46,7 @@ const char remus_options_help[] =
     "                           [tcp|udp|icmp|icmp6] [port N[-M]] [peer-port N[-M]]\n"
     "                           [peer ADDRESS[/BITS]]; may be given again\n"
     "      --bypass-file FILE   the same from a file, an entry per line, '#' comments\n"
-    "  -F, --unsafe             accept what -d and -n may lead to\n"
+    "  -F, --unsafe             accept what -d, -n or no arbiter may lead to\n"
     "  -u, --no-compression     do not compress what is sent (this version never does)\n"
     "\n"
     "What is shown:\n"
@@ -54,12 +60,14 @@ const char remus_options_help[] =
     "  -h, --help               this text\n"
     "\n"
     "Exit status: 0 ended in order, 1 usage, 2 refused, 3 runs unprotected, 4 guest ended,\n"
-    "5 fenced, 6 HOST not reached, 7 undecided (see xl-remus(1)).\n";
+    "5 fenced, 6 HOST not reached, 7 undecided (see xl-remus(1)).\n"
+    "\n"
+    "Options in " REMUS_CONFIG_FILE ", one a line, come before those given.\n";
 
 enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
-    OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE,
+    OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER,
 };
 
 static const struct option long_options[] = {
@@ -78,6 +86,7 @@ static const struct option long_options[] = {
     {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
+    {"arbiter", required_argument, NULL, OPT_ARBITER},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
     {"bypass", required_argument, NULL, OPT_BYPASS},
@@ -262,6 +271,67 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
     return 0;
 }
 
+/* The words of one line: an option, and its value if there is one. */
+static int add_words(char *line, char **words, int *count)
+{
+    char *end = line + strcspn(line, "\r\n"), *value;
+
+    *end = '\0';
+    line += strspn(line, " \t");
+    while (end > line && strchr(" \t", end[-1]))
+        *--end = '\0';
+    if (!line[0] || line[0] == '#')
+        return 0;
+    if (line[0] != '-' || *count + 2 > OPTIONS_FILE_WORDS)
+        return -EINVAL;
+    value = line + strcspn(line, " \t");
+    if (*value) {
+        *value++ = '\0';
+        value += strspn(value, " \t");
+        words[(*count)++] = strdup(line);
+        words[(*count)++] = strdup(value);
+        return words[*count - 1] && words[*count - 2] ? 0 : -ENOMEM;
+    }
+    words[(*count)++] = strdup(line);
+    return words[*count - 1] ? 0 : -ENOMEM;
+}
+
+int remus_options_defaults(const char *path, int argc, char **argv, int *out_argc, char ***out_argv,
+                           char *error)
+{
+    char **words = calloc((size_t)argc + OPTIONS_FILE_WORDS + 1, sizeof(words[0])), line[512];
+    FILE *file = fopen(path, "re");
+    int count = 1, i, rc = words ? 0 : -ENOMEM;
+    unsigned int number = 0;
+
+    if (!file && errno != ENOENT) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "%s: %s", path, strerror(errno));
+        rc = -EINVAL;
+    }
+    while (!rc && file && fgets(line, sizeof(line), file)) {
+        number++;
+        rc = strchr(line, '\n') || feof(file) ? add_words(line, words, &count) : -E2BIG;
+        if (rc)
+            snprintf(error, OPTIONS_ERROR_BYTES, "%s, line %u: %s", path, number,
+                     rc == -EINVAL ? "an option begins with '-' (and 63 with values are the most)"
+                                   : strerror(-rc));
+    }
+    if (file)
+        fclose(file);
+    if (rc) {
+        while (words && count-- > 1)
+            free(words[count]);
+        free(words);
+        return -EINVAL;
+    }
+    words[0] = argv[0];
+    for (i = 1; i < argc; i++)
+        words[count++] = argv[i];
+    *out_argc = count;
+    *out_argv = words;
+    return 0;
+}
+
 int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error)
 {
     int option, rc;
@@ -269,6 +339,7 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
     memset(o, 0, sizeof(*o));
     o->ssh = "ssh";
     o->receive_command = "xl remus-receive";
+    o->arbiter = REMUS_ARBITER_NONE;
     optind = 0; /* also resets the library's hidden state */
     opterr = 0;
     while ((option = getopt_long(argc, argv, "+:ci:s:dnFuqvhbN:pe", long_options, NULL)) != -1) {
@@ -308,6 +379,14 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             rc = parse_number(optarg, "--sync-rate", "MiB a second", 1, 1000000, &o->sync_kib,
                               error);
             o->sync_kib *= 1024;
+            break;
+        case OPT_ARBITER:
+            o->arbiter = optarg;
+            if (!remus_arbiter_ok(optarg)) {
+                snprintf(error, OPTIONS_ERROR_BYTES,
+                         "--arbiter: '%.100s' is neither NAME nor NAME:ARG", optarg);
+                rc = -EINVAL;
+            }
             break;
         case 's':
             o->ssh = optarg;

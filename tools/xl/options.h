@@ -9,6 +9,7 @@
 #include "tools/remus/bypass.h"
 
 #define OPTIONS_ERROR_BYTES 320u
+#define OPTIONS_FILE_WORDS  128 /* of the file */
 
 struct remus_options {
     const char *domain, *host;
@@ -23,9 +24,19 @@ struct remus_options {
     const char *ssh;                /* "ssh" unless -s */
     const char *receive_command;    /* what ssh runs on HOST */
     const char *libexec;            /* NULL: found */
+    const char *arbiter;            /* remus_arbiter.h; "none" unless --arbiter */
     char data_address[256];         /* "": HOST's */
     uint16_t data_port;             /* 0: any */
 };
+
+/*
+ * Puts the options of a file (an option a line, its value behind a blank; '#' begins a comment) in
+ * front of those given, so that those count where both say something.  A file that is not there has
+ * none.  0: *out_argc and *out_argv (never freed) are what remus_options_parse takes.  -EINVAL with
+ * a sentence in error.
+ */
+int remus_options_defaults(const char *path, int argc, char **argv, int *out_argc, char ***out_argv,
+                           char *error);
 
 /* 0; -EINVAL with a sentence in error[OPTIONS_ERROR_BYTES].  Strings point into argv. */
 int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error);

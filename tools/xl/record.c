@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <xenstore.h>
+
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/xl/display.h"
@@ -41,6 +43,18 @@ void record_write(const struct remus_status *s)
     if (written != (ssize_t)length || rename(fresh, path))
         unlink(fresh);
     free(text);
+}
+
+void record_forget_session(const char *session)
+{
+    struct xs_handle *xs = xs_open(0);
+    char path[128];
+
+    snprintf(path, sizeof(path), REMUS_XS_SESSIONS "/%.64s", session);
+    if (xs) {
+        xs_rm(xs, XBT_NULL, path);
+        xs_close(xs);
+    }
 }
 
 void record_remove(uint32_t domid)

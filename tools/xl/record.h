@@ -14,5 +14,7 @@
 /* Best effort: a full disk must not end protection. */
 void record_write(const struct remus_status *s);
 void record_remove(uint32_t domid);
+/* What the session's arbiter keeps in xenstore (REMUS_XS_SESSIONS) on this host. */
+void record_forget_session(const char *session);
 
 #endif /* XL_RECORD_H */

@@ -29,7 +29,8 @@ USAGE = """usage: lab WORD ...            (environment: LAB=name of the instance
   cut LINK / mend LINK            LINK: %s
   delay LINK MS                   hold what each host sends on LINK for MS ms; 0 ends it
   client CMD...                   run a command in the client's network namespace
-  capture start LINK [FILE] / capture stop LINK      LINK: client, repl
+  capture start LINK [FILE] / capture stop LINK      LINK: client, repl; a-client etc.: what that
+                    host sends
 """ % " ".join(LINKS)
 
 

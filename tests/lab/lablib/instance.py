@@ -618,17 +618,25 @@ class Lab:
             else:
                 self.execute(host, "tc qdisc del dev %s root" % nic, check=False)
 
+    def capture_device(self, link):
+        """A link as a whole, or what one host sends on it."""
+        if link in ("client", "repl"):
+            return "br-" + link
+        host, _, nic = link.partition("-")
+        if host in HOSTS and nic in ("client", "repl"):
+            return link
+        raise LabError("captures run on 'client' or 'repl', or on a host's port: 'a-client'")
+
     def capture_start(self, link, filename=None):
-        link = "client" if link.startswith("client") else link
-        if link not in ("client", "repl"):
-            raise LabError("captures run on 'client' or 'repl'")
+        device = self.capture_device(link)
         self.capture_stop(link)
         filename = os.path.abspath(filename or self.path("capture-%s.pcap" % link))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(filename)
         with open(self.path("capture-%s.log" % link), "wb") as log:
             process = subprocess.Popen(
-                ["tcpdump", "--immediate-mode", "-i", "br-" + link, "-U", "-s", "0", "-n",
+                ["tcpdump", "--immediate-mode", "-i", device, "-U", "-s", "0", "-n",
+                 "-Q", "inout" if device.startswith("br-") else "in",
                  "-Z", "root", "-w", filename],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=lambda: common.enter_netns(self.netns))
@@ -646,7 +654,6 @@ class Lab:
         return filename
 
     def capture_stop(self, link):
-        link = "client" if link.startswith("client") else link
         with self.changing_state() as state:
             capture = state["captures"].pop(link, None)
         if not capture:

@@ -228,6 +228,13 @@ struct remus_disk_open {            /* the disk as the guest knows it */
  *   pid     process id of the coordinator
  */
 #define REMUS_XS_NODE            "remus"
+/*
+ * Under /tool/remus/SESSION (its UUID), while a side waits for the arbiter `manual`:
+ *   domain    name of the guest
+ *   role      "primary" | "secondary"
+ *   decision  written by an operator or a script: "go-on" | "stop"; on one host only "go-on"
+ */
+#define REMUS_XS_SESSIONS        "/tool/remus"
 
 #define REMUS_CHECK_SIZE(type, size) \
     _Static_assert(sizeof(type) == (size), "wire size of " #type)
