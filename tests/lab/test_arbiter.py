@@ -14,6 +14,18 @@ import labtest  # noqa: E402
 from labtest import check, deadline, equal, wait  # noqa: E402
 
 INSTALL = True
+FALLING_ASLEEP_S = 2   # from the question for the time to SIGSTOP; the sleep is longer
+
+
+def parse_frames(text):
+    """Of tcpdump -tt -n -x: when, what it is, and its bytes."""
+    frames = []
+    for line in text.splitlines():
+        if line.startswith("\t"):
+            frames[-1][2] += line.split(":", 1)[1]
+        elif line:
+            frames.append(line.split(" ", 1) + [""])
+    return [(float(time_s), what, data) for time_s, what, data in frames]
 
 
 class Captures:
@@ -25,19 +37,19 @@ class Captures:
 
     def frames(self, host):
         self.lab.capture_stop(host + "-client")
-        text = subprocess.run(["tcpdump", "-tt", "-n", "-r", self.files[host], "ether", "src",
-                               self.mac], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              check=True, text=True).stdout
-        return [line.split(" ", 1) for line in text.splitlines()]
+        return parse_frames(subprocess.run(
+            ["tcpdump", "-tt", "-n", "-x", "-r", self.files[host], "ether", "src", self.mac],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True).stdout)
 
-    def check_one_speaks(self, winner):
+    def check_one_speaks(self, winner, under_way=()):
         """The loser sends nothing after the winner's first; a winner that spoke from the
-        beginning is never joined."""
+        beginning is never joined. under_way: what the loser's network card had by then."""
         frames = {host: self.frames(host) for host in "ab"}
         loser = "b" if winner == "a" else "a"
         check(frames[winner], "no frame of the guest's from " + winner)
-        first = float(frames[winner][0][0])
-        late = [text for time_s, text in frames[loser] if float(time_s) >= first]
+        first = frames[winner][0][0]
+        late = [what for time_s, what, data in frames[loser]
+                if time_s >= first and data not in under_way]
         check(not late, "%s spoke after %s: %d frames, the first: %s" %
               (loser, winner, len(late), late[:1]))
 
@@ -101,11 +113,22 @@ def test_a_host_that_wakes_up_late_says_nothing(lab):
     """Frozen for longer than the timeout, with output and verdicts under way."""
     witness = lab.witness()
     guest = lab.guest("a")
-    session = colo.Session(lab, guest, interval_ms=1000, arbiter=witness.spec, verify=False)
+    session = colo.Session(lab, guest, interval_ms=1000, arbiter=witness.spec, verify=False,
+                           options="--bypass icmp")
     session.wait_protected()
     captures = Captures(lab, guest)
-    client = lab.client(guest, long=30, short=100, ping=50, udp=50)
+    client = lab.client(guest, long=30, short=100, udp=50)
     client.wait_answers(20)
+    # Nobody's verdict lets these out: only the kernel can stop them.
+    guest.run("(while :; do ping -c 1 -w 1 10.77.0.100; done) > /dev/null 2>&1 &")
+    # A card goes on sending what it has when its host stops: here it stops with it, and sends that
+    # when the host wakes. So what counts is when the kernel gave the card a frame.
+    lab.spawn("a", "rm -f /run/given.pcap; exec tcpdump -i client -Q out --immediate-mode -U -w /run/given.pcap "
+              "ether src " + captures.mac, name="tcpdump")
+    wait(lambda: lab.execute("a", "test -s /run/given.pcap", check=False).returncode == 0, 30,
+         "tcpdump on a")
+    client.wait_answers(10)
+    before_s = float(lab.execute("a", "date +%s.%N").stdout)
     lab.freeze("a")
     colo.wait_active(lab, "b", guest.name)
     client.wait_answers(10, timeout_s=60)
@@ -114,7 +137,12 @@ def test_a_host_that_wakes_up_late_says_nothing(lab):
     check(guest.domid("a") is None, "the guest that slept is still there")
     client.wait_answers(10, timeout_s=60)
     client.stop_without_errors()
-    captures.check_one_speaks("b")
+    lab.execute("a", "pkill -x tcpdump; while pgrep -x tcpdump; do sleep 0.1; done")
+    given = parse_frames(lab.execute("a", "tcpdump -tt -n -x -r /run/given.pcap").stdout)
+    after = [what for time_s, what, _ in given if time_s > before_s + FALLING_ASLEEP_S]
+    check(given and not after, "a's kernel let out %d frames after its sleep, the first: %s" %
+          (len(after), after[:1]))
+    captures.check_one_speaks("b", {data for _, _, data in given})
 
 
 @deadline(300)
@@ -157,7 +185,7 @@ esac
 def test_a_side_goes_on_when_it_has_turned_the_other_off(lab):
     for host in "ab":
         lab.execute(host, "cat > /etc/xen/remus-fence; chmod 755 /etc/xen/remus-fence",
-                    stdin=FENCE.encode())
+                    stdin=FENCE)
     guest = lab.guest("a")
     session = colo.Session(lab, guest, interval_ms=1000, arbiter="fence", verify=False)
     session.wait_protected()
