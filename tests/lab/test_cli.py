@@ -140,14 +140,14 @@ def test_every_refusal_says_what_to_do(lab):
                 "%s/device/vif/0/multi-queue-num-queues 2" % (node, node))
     refused(lab, remus, "2 queues", "max_queues=1")
     lab.execute("a", "xenstore-rm %s/device/vif/0/multi-queue-num-queues" % node)
+    refused(lab, "xl remus --colo g1 b", "no arbiter", "--arbiter", "-F")
+    refused(lab, "xl remus --colo --arbiter nobody g1 b", "arbiter-nobody", "No such file")
+    refused(lab, "xl remus --colo --arbiter fence g1 b", "/etc/xen/remus-fence")
     lab.execute("a", "mkdir -p /run/xen/remus; setsid -f flock /run/xen/remus/%s.lock sleep 8 "
                 "> /dev/null 2>&1 < /dev/null; sleep 0.5" % domid)
     refused(lab, remus, "protected already")
     refused(lab, "xl remus --release g1", "a session that lives")
     refused(lab, "xl remus --colo -n g1 b", "-F")
-    refused(lab, "xl remus --colo g1 b", "no arbiter", "--arbiter", "-F")
-    refused(lab, "xl remus --colo --arbiter nobody g1 b", "arbiter-nobody", "No such file")
-    refused(lab, "xl remus --colo --arbiter fence g1 b", "/etc/xen/remus-fence")
 
     # Guests of other kinds: asked before they run, all reasons come at once.
     create(lab, "pv1", 'type = "pv"')
