@@ -123,8 +123,8 @@ def test_a_host_that_wakes_up_late_says_nothing(lab):
     guest.run("(while :; do ping -c 1 -w 1 10.77.0.100; done) > /dev/null 2>&1 &")
     # A card goes on sending what it has when its host stops: here it stops with it, and sends that
     # when the host wakes. So what counts is when the kernel gave the card a frame.
-    lab.spawn("a", "rm -f /run/given.pcap; exec tcpdump -i client -Q out --immediate-mode -U -w /run/given.pcap "
-              "ether src " + captures.mac, name="tcpdump")
+    lab.spawn("a", "rm -f /run/given.pcap; exec tcpdump -i client -Q out --immediate-mode -U "
+              "-w /run/given.pcap ether src " + captures.mac, name="tcpdump")
     wait(lambda: lab.execute("a", "test -s /run/given.pcap", check=False).returncode == 0, 30,
          "tcpdump on a")
     client.wait_answers(10)

@@ -76,7 +76,7 @@ class DiskGuest:
 def test_disks_are_made_equal_under_load_and_stay_so(lab):
     work = DiskGuest(lab)
     lab.execute("b", "mv %s %s.away" % (work.path, work.path))
-    result = lab.execute("a", "xl remus --colo g1 b", check=False, timeout_s=60)
+    result = lab.execute("a", "xl remus --colo -F g1 b", check=False, timeout_s=60)
     check(result.returncode == 2 and "b: " + work.path in result.stderr + result.stdout,
           "without the disk over there: %d %s" % (result.returncode, result.stderr))
     lab.execute("b", "mv %s.away %s" % (work.path, work.path))

@@ -493,6 +493,74 @@ static void an_arbiter_is_a_name(void **state)
     assert_non_null(strstr(error, "--arbiter"));
 }
 
+struct words {
+    char *argv[64];
+    int argc;
+};
+
+static void add_word(void *arg, const char *word)
+{
+    struct words *w = arg;
+
+    w->argv[w->argc] = strdup(word);
+    assert_non_null(w->argv[w->argc++]);
+}
+
+static void options_go_to_the_next_session_whole(void **state)
+{
+    static struct remus_options first;
+    struct words w = {.argc = 0};
+    char domain[] = "web1", host[] = "alpha";
+
+    (void)state;
+    assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
+                           "--sync-rate 7 -d -n -F --verify --arbiter fence:x --reprotect a "
+                           "--keep-trying --json --data-address :7000 web1 beta"), 0);
+    assert_false(remus_options_only_words(&o));
+    first = o;
+    add_word(&w, "remus");
+    remus_options_words(&first, add_word, &w);
+    w.argv[w.argc++] = domain;
+    w.argv[w.argc++] = host;
+    assert_int_equal(remus_options_parse(w.argc, w.argv, &o, error), 0);
+    assert_true(remus_options_only_words(&o));
+    assert_int_equal(o.period_ms, 500);
+    assert_int_equal(o.rest_ms, 20);
+    assert_int_equal(o.deadline_ms, 30);
+    assert_int_equal(o.heartbeat_ms, 50);
+    assert_int_equal(o.timeout_ms, 1000);
+    assert_int_equal(o.sync_kib, 7 * 1024);
+    assert_true(o.no_disk && o.no_net && o.unsafe && o.verify);
+    assert_string_equal(o.arbiter, "fence:x");
+    assert_string_equal(o.host, "alpha");
+    for (w.argc -= 2; w.argc;)
+        free(w.argv[--w.argc]);
+    add_word(&w, "remus");
+    assert_int_equal(parse("-c --bypass icmp web1 beta"), 0);
+    remus_options_words(&o, add_word, &w);
+    assert_string_equal(w.argv[w.argc - 2], "--bypass");
+    assert_string_equal(w.argv[w.argc - 1], "icmp");
+    while (w.argc)
+        free(w.argv[--w.argc]);
+}
+
+static void a_host_for_the_next_session_is_a_word(void **state)
+{
+    static const char *const wrong[] = {"-oProxyCommand=x", "a;b", "$(x)", "a'b"};
+    char line[100];
+    size_t i;
+
+    (void)state;
+    assert_int_equal(parse("-c --reprotect root@[fe80::1%eth0] web1 beta"), 0);
+    assert_int_equal(parse("-c --reprotect ssh://alpha.example:22 web1 beta"), 0);
+    for (i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        snprintf(line, sizeof(line), "-c --reprotect %s web1 beta", wrong[i]);
+        assert_int_equal(parse(line), -EINVAL);
+        assert_non_null(strstr(error, "--reprotect"));
+    }
+    assert_int_equal(parse("-c --reprotect a -s '' --data-address b web1 cmd"), -EINVAL);
+}
+
 static void options_end_at_the_domain(void **state)
 {
     (void)state;
@@ -564,6 +632,8 @@ int main(void)
         T(a_file_has_options_that_the_line_overrides),
         T(a_file_that_is_wrong_names_its_line),
         T(an_arbiter_is_a_name),
+        T(options_go_to_the_next_session_whole),
+        T(a_host_for_the_next_session_is_a_word),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,8 @@
  *   remus-guest config DOMID                 configuration as JSON on stdout
  *   remus-guest restore NAME DOMID SCRIPT    JSON on stdin, migration stream on descriptor 3;
  *                                            builds it paused and prints the new domain id
- *   remus-guest rename DOMID NAME
+ *   remus-guest adopt DOMID NAME             JSON on stdin: a copy gets its guest's name and
+ *                                            configuration
  *   remus-guest destroy DOMID
  *   remus-guest end DOMID REASON             JSON on stdin: what the guest's on_poweroff,
  *   on_reboot,
@@ -197,11 +198,28 @@ static int cmd_destroy(uint32_t domid)
     return rc ? fail("destroy", "the domain", rc) : 0;
 }
 
-static int cmd_rename(uint32_t domid, const char *name)
+/*
+ * A copy was built with scripts of ours; who reads its configuration later (the next session, to
+ * build a copy of it) needs the guest's own.
+ */
+static int cmd_adopt(uint32_t domid, const char *name)
 {
-    int rc = libxl_domain_rename(ctx, domid, NULL, name);
+    char *json = read_stdin();
+    int rc;
 
-    return rc ? fail("rename the domain to", name, rc) : 0;
+    if (!json)
+        return 1;
+    rc = libxl_domain_rename(ctx, domid, NULL, name);
+    if (rc) {
+        fail("rename the domain to", name, rc);
+    } else {
+        rc = libxl_userdata_store(ctx, domid, "libxl-json", (const uint8_t *)json,
+                                  (int)strlen(json) + 1);
+        if (rc)
+            fail("store the configuration of", name, rc);
+    }
+    free(json);
+    return rc ? 1 : 0;
 }
 
 static int cmd_end(uint32_t domid, const char *reason_text)
@@ -259,7 +277,7 @@ out:
 static int usage(void)
 {
     fprintf(stderr, "usage: remus-guest config DOMID | restore NAME DOMID SCRIPT | "
-            "rename DOMID NAME | destroy DOMID | end DOMID REASON\n"
+            "adopt DOMID NAME | destroy DOMID | end DOMID REASON\n"
             "This is a part of xl remus, not meant to be called by hand.\n");
     return 2;
 }
@@ -286,8 +304,8 @@ int main(int argc, char **argv)
         rc = cmd_config(domid);
     } else if (!strcmp(argv[1], "destroy") && argc == 3) {
         rc = cmd_destroy(domid);
-    } else if (!strcmp(argv[1], "rename") && argc == 4) {
-        rc = cmd_rename(domid, argv[3]);
+    } else if (!strcmp(argv[1], "adopt") && argc == 4) {
+        rc = cmd_adopt(domid, argv[3]);
     } else if (!strcmp(argv[1], "end") && argc == 4) {
         rc = cmd_end(domid, argv[3]);
     } else {

@@ -595,6 +595,11 @@ void remus_disks_settle(struct remus_run *r)
         remus_disks_give(r, false);
 }
 
+bool remus_disks_settled(const struct remus_run *r)
+{
+    return !r->disks.taken || r->disks.settled;
+}
+
 void remus_disks_answer_closing(struct remus_run *r)
 {
     const struct remus_disks *d = &r->disks;

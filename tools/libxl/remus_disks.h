@@ -57,6 +57,8 @@ int remus_disks_run(struct remus_run *r);
 int remus_disks_takeover(struct remus_run *r);
 /* After that, again and again: blkback gets the disks when everything is on them. */
 void remus_disks_settle(struct remus_run *r);
+/* There are none, or the kernel's backend has them again. */
+bool remus_disks_settled(const struct remus_run *r);
 /* The guest has ended, or is to be destroyed: waits until what it has written is on the disks. */
 void remus_disks_end(struct remus_run *r);
 

@@ -445,27 +445,32 @@ int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int tim
 
 /* ---- Backends and processes ---- */
 
-int remus_guest_vif_unbind(uint32_t domid, unsigned int vif)
+/* Whether the process is an `xl remus-receive`. */
+static bool is_receiver(pid_t pid)
 {
-    char name[32];
-    int fd, rc = 0;
+    char path[PATH_BYTES], words[PATH_BYTES];
+    ssize_t n;
+    int fd;
 
-    fd = open("/sys/bus/xen-backend/drivers/vif/unbind", O_WRONLY | O_CLOEXEC);
+    snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return errno == ENOENT ? 0 : -errno;
-    snprintf(name, sizeof(name), "vif-%u-%u", domid, vif);
-    if (write(fd, name, strlen(name)) < 0 && errno != ENODEV)
-        rc = -errno;
+        return false;
+    n = read(fd, words, sizeof(words));
     close(fd);
-    return rc;
+    return n > 0 && memmem(words, (size_t)n, "\0remus-receive", sizeof("\0remus-receive"));
 }
 
-/* Whether the process is an xl that writes this guest's log, which only its minder does. */
-static bool is_minder(pid_t pid, const char *log_path)
+/* Whether the process is an xl that writes this guest's log, which only its minder does: the one of
+ * `xl create`, or the receiver of an earlier session, whose log is the sessions'. */
+static bool is_minder(pid_t pid, const char *name)
 {
-    char path[PATH_BYTES], target[PATH_BYTES];
+    char path[PATH_BYTES], target[PATH_BYTES], created[PATH_BYTES], received[PATH_BYTES];
     unsigned int fd;
     ssize_t n;
+
+    snprintf(created, sizeof(created), "/var/log/xen/xl-%s.log", name);
+    snprintf(received, sizeof(received), "/var/log/xen/remus-%s.log", name);
 
     snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
     n = readlink(path, target, sizeof(target) - 1);
@@ -480,7 +485,7 @@ static bool is_minder(pid_t pid, const char *log_path)
         if (n <= 0)
             continue;
         target[n] = 0;
-        if (!strcmp(target, log_path))
+        if (!strcmp(target, created) || (!strcmp(target, received) && is_receiver(pid)))
             return true;
     }
     return false;
@@ -488,18 +493,16 @@ static bool is_minder(pid_t pid, const char *log_path)
 
 void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count)
 {
-    char log_path[PATH_BYTES];
     struct dirent *entry;
     DIR *proc = opendir("/proc");
 
     *count = 0;
     if (!proc)
         return;
-    snprintf(log_path, sizeof(log_path), "/var/log/xen/xl-%s.log", name);
     while ((entry = readdir(proc)) && *count < REMUS_XL_PIDS_MAX) {
         pid_t pid = (pid_t)atoi(entry->d_name);
 
-        if (pid > 0 && pid != getpid() && is_minder(pid, log_path) && !kill(pid, SIGSTOP))
+        if (pid > 0 && pid != getpid() && is_minder(pid, name) && !kill(pid, SIGSTOP))
             pids[(*count)++] = pid;
     }
     closedir(proc);

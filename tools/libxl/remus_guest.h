@@ -60,8 +60,6 @@ int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int tim
  */
 int remus_guest_resumed(struct xs_handle *xs, uint32_t domid);
 
-/* Releases the kernel's backend driver from the vif; fine if it was not bound. */
-int remus_guest_vif_unbind(uint32_t domid, unsigned int vif);
 
 /*
  * The process that `xl create` leaves behind acts on the guest's shutdown events and exits when it

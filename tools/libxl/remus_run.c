@@ -75,13 +75,18 @@ static int compare_u32(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+void remus_run_hide(struct remus_run *r)
+{
+    r->hidden = true;
+}
+
 void remus_run_status(struct remus_run *r, bool force)
 {
     uint64_t now = remus_run_now_us(), n;
     uint32_t sorted[RUN_PAUSES];
     struct remus_status *s = &r->status;
 
-    if (!r->p->status || (!force && now - r->status_us < STATUS_US))
+    if (!r->p->status || r->hidden || (!force && now - r->status_us < STATUS_US))
         return;
     r->status_us = now;
     n = r->pause_count < RUN_PAUSES ? r->pause_count : RUN_PAUSES;
@@ -111,7 +116,7 @@ static void publish(struct remus_run *r)
     uint64_t now = remus_run_now_us();
     char text[32];
 
-    if (!r->h.domid || now - r->published_us < PUBLISH_US)
+    if (!r->h.domid || r->hidden || now - r->published_us < PUBLISH_US)
         return;
     r->published_us = now;
     if (r->published_state != (int)r->core.state)

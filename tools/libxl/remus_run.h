@@ -121,7 +121,7 @@ struct remus_run {
     struct remus_core core;
     struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
     unsigned int event_first, event_count;
-    bool pumping, finished, stop_seen;
+    bool pumping, finished, stop_seen, hidden;
     uint64_t peer_sent_us;          /* newest heartbeat, to be echoed */
     uint64_t channel_lost_us;       /* when the daemon reported the end of the packet channel */
     bool channel_lost_told;
@@ -195,6 +195,8 @@ int remus_run_command(struct remus_run *r, char **args, const char *input, size_
                       char *line, size_t line_bytes);
 
 void remus_run_pause_taken(struct remus_run *r, uint64_t pause_us);
+/* From here on nobody is told of this session, in xenstore or otherwise. */
+void remus_run_hide(struct remus_run *r);
 /* Tells the user, at most twice a second unless forced. */
 void remus_run_status(struct remus_run *r, bool force);
 

@@ -23,9 +23,12 @@
 #include <linux/sockios.h>
 
 #include "tools/libxl/remus_disks.h"
+#include "tools/libxl/remus_vif.h"
 
 #define RESUME_PATH_US      60000000u /* the copy's first run, until it has suspended again */
 #define CONTROL_MS          5000
+#define GIVE_MS             10000u
+#define SETTLE_MIN_US       3000000u /* colo-shadowd has told since what it has to do */
 #define QUIESCE_TRIES       50u
 #define QUIESCE_US          500u
 #define CONFIG_HEAD_MAX     128u
@@ -59,6 +62,8 @@ struct secondary {
     char *frontends;                /* newest that were written */
     uint32_t frontends_bytes;
     bool applied_once, active;
+    uint64_t active_us;
+    bool vifs_given, settled;       /* after a takeover: the kernel's backends serve the guest */
 
     /* the epoch that is being applied */
     uint64_t applying, apply_began_us, detached_us;
@@ -319,7 +324,7 @@ static int start_shadow(struct secondary *s)
         return -E2BIG;
     s->vif_count = n;
     for (i = 0; !rc && i < n; i++) {
-        rc = remus_guest_vif_unbind(r->h.domid, i);
+        rc = remus_vif_unbind(r->h.domid, i);
         if (!rc)
             rc = open_tap(s, i);
     }
@@ -610,40 +615,17 @@ static void apply(struct secondary *s, uint64_t epoch)
 
 static int bridge_tap(struct secondary *s, unsigned int i)
 {
-    struct ifreq request = { 0 };
-    unsigned int index;
     char name[IFNAMSIZ];
-    int fd, rc = 0;
 
-    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
     tap_name(s, i, name);
-    index = if_nametoindex(name);
-    if (!index)
-        rc = -errno;
-    if (!rc && s->vifs[i].bridge[0]) {
-        snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", s->vifs[i].bridge);
-        request.ifr_ifindex = (int)index;
-        if (ioctl(fd, SIOCBRADDIF, &request) && errno != EBUSY)
-            rc = -errno;
-    }
-    if (!rc) {
-        memset(&request, 0, sizeof(request));
-        tap_name(s, i, request.ifr_name);
-        request.ifr_flags = IFF_UP | IFF_RUNNING;
-        if (ioctl(fd, SIOCSIFFLAGS, &request))
-            rc = -errno;
-    }
-    close(fd);
-    return rc;
+    return remus_vif_bridge(name, s->vifs[i].bridge);
 }
 
 static void take_over(struct secondary *s)
 {
     struct remus_run *r = &s->run;
     struct ctl_msg msg = { .type = CTL_FAILOVER, .epoch = r->core.epoch };
-    char domid[16], *args[] = { "remus-guest", "rename", domid, s->guest_name, NULL };
+    char domid[16], *args[] = { "remus-guest", "adopt", domid, s->guest_name, NULL };
     unsigned int i;
     int rc = 0;
 
@@ -667,14 +649,63 @@ static void take_over(struct secondary *s)
     }
     r->status.failover_ms = (remus_run_now_us() - r->core.heard_us) / 1000;
     snprintf(domid, sizeof(domid), "%u", r->h.domid);
-    if (remus_run_command(r, args, NULL, 0, NULL, 0))
-        remus_run_log(r, XC_SR_WARN, "took over, but the guest keeps the name %s--incoming",
-                      s->guest_name);
+    if (remus_run_command(r, args, s->config, strlen(s->config), NULL, 0))
+        remus_run_log(r, XC_SR_WARN, "took over, but the guest keeps the name %s--incoming or the "
+                      "configuration of a copy", s->guest_name);
     remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
     remus_guest_publish(r->xs, r->h.domid, "reason", r->core.reason);
     remus_run_log(r, XC_SR_WARN, "took over %lu ms after the last sign of %s",
                   (unsigned long)r->status.failover_ms, r->p->peer);
     remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
+}
+
+/*
+ * When no connection needs its numbers changed any more, the kernel's backend takes the guest's
+ * interfaces, and colo-shadowd is done.  One that died had left the guest without network: then at
+ * once.
+ */
+static void give_vifs(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    unsigned int i;
+    int rc = 0;
+
+    s->vifs_given = true;
+    if (r->daemon.fd >= 0)
+        rc = detach(s, r->core.epoch);
+    if (rc)
+        remus_run_log(r, XC_SR_WARN, "colo-shadowd does not let go of the guest's rings: %s",
+                      strerror(-rc));
+    remus_run_daemon_stop(&r->daemon);
+    for (i = 0; i < s->vif_count; i++) {
+        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], GIVE_MS);
+        if (rc)
+            remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
+                          s->vifs[i].netdev, strerror(-rc));
+    }
+}
+
+/* A guest like any other again: it can be protected, from here. */
+static void settle(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+
+    if (s->settled)
+        return;
+    if (!s->vifs_given && (!s->vif_count || r->daemon.fd < 0 ||
+                           (remus_run_now_us() - s->active_us > SETTLE_MIN_US &&
+                            !r->status.net.flows)))
+        give_vifs(s);
+    remus_disks_settle(r);
+    if (!s->vifs_given || !remus_disks_settled(r))
+        return;
+    s->settled = true;
+    remus_run_log(r, XC_SR_INFO, "%s is served by this host's kernel again and can be protected",
+                  s->guest_name);
+    remus_guest_unpublish(r->xs, r->h.domid);
+    remus_run_hide(r);
+    if (r->p->settled)
+        r->p->settled(r->p->arg, r->h.domid);
 }
 
 /* From here on this process is what `xl create` leaves behind for a guest. */
@@ -685,6 +716,7 @@ static void mind(struct secondary *s, const struct remus_action *a)
     unsigned int i;
 
     s->active = true;
+    s->active_us = remus_run_now_us();
     snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u", r->h.domid);
     xs_watch(r->xs, path, "closing");
     remus_disks_watch_closing(r);
@@ -1039,7 +1071,7 @@ static void secondary_periodic(struct remus_run *r)
                        RESUME_PATH_US / 1000000);
     }
     if (s->active)
-        remus_disks_settle(r);
+        settle(s);
 }
 
 static const struct remus_run_ops secondary_ops = {

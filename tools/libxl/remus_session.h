@@ -77,6 +77,9 @@ struct remus_session_params {
     /* Secondary: called when it took over and is about to serve the guest for good (detach from the
      * terminal and ssh); may be NULL. */
     void (*active)(void *arg, uint32_t domid);
+    /* Secondary: the guest is one like any other now; what is left is to act at its end. May be
+     * NULL. */
+    void (*settled)(void *arg, uint32_t domid);
 };
 
 struct remus_session_result {

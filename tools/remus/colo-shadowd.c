@@ -1265,7 +1265,7 @@ static void failover_output(struct vif *v)
 
         serial = e->serial + 1;
         packet_parse(&p, frame, e->length);
-        rewrite_output_late(v->rw, v->s->now_us, frame, &p, e->flags & REMUS_PACKET_F_CSUM_PARTIAL,
+        rewrite_output_late(v->rw, frame, &p, e->flags & REMUS_PACKET_F_CSUM_PARTIAL,
                             e->rewritten);
         tap_write(v, e, &p);
         sent++;
@@ -1358,7 +1358,7 @@ static void stats_fill(struct shadowd *s)
 
         s->stats.held += v->out.live + v->hold.live + v->inq.live;
         s->stats.held_bytes += v->out.live_bytes + v->hold.live_bytes + v->inq.live_bytes;
-        rewrite_stats_get(v->rw, &rewrite);
+        rewrite_stats_get(v->rw, s->now_us, &rewrite);
         s->stats.flows += s->failed_over ? rewrite.rewriting : rewrite.flows;
         s->stats.flows_max += rewrite.flows_max;
     }

@@ -32,7 +32,8 @@ struct flow {
     uint32_t secondary_isn, primary_isn, next_isn, peer_isn;
     uint32_t syn_tsval;          /* of the guest's own SYN */
     uint32_t echo_max;           /* newest TSval of the primary's that the peer has echoed */
-    uint32_t ts_delta;           /* added to TSval since failover */
+    uint32_t ts_floor;           /* least TSval since failover, while ts_raised */
+    uint32_t ts_sent;            /* newest TSval of the guest's since failover */
     bool used;
     bool young;
     bool active;                 /* the guest began it, or FLOW came before anything else */
@@ -42,7 +43,7 @@ struct flow {
     bool syn_pending;            /* a SYN for a flow that lives: the guest's answer will tell */
     bool established;            /* the peer has acknowledged something */
     bool fin_input, fin_output, reset;
-    bool echo_known, ts_resolved;
+    bool echo_known, ts_resolved, ts_raised;
     bool counted;                /* in rw->rewriting */
 };
 
@@ -56,6 +57,7 @@ struct rewrite {
     uint64_t generation;
     uint64_t seed;
     bool failed_over;
+    uint64_t failover_us;
     struct rewrite_stats stats;
 };
 
@@ -182,7 +184,7 @@ static void refresh(struct rewrite *rw, struct flow *flow)
 
 static void count(struct rewrite *rw, struct flow *flow)
 {
-    bool now = flow->offset || flow->ts_delta;
+    bool now = flow->offset || flow->ts_raised;
 
     if (now != flow->counted) {
         flow->counted = now;
@@ -195,7 +197,8 @@ static void drop(struct rewrite *rw, struct flow *flow)
     uint32_t *link = bucket_of(rw, &flow->key);
 
     refresh(rw, flow);
-    flow->offset = flow->ts_delta = 0;
+    flow->offset = 0;
+    flow->ts_raised = false;
     count(rw, flow);
     while (*link != number_of(rw, flow)) {
         link = &rw->flows[*link].next;
@@ -279,7 +282,8 @@ static void begin(struct flow *flow, uint64_t now_us, bool active)
     flow->fin_input = flow->fin_output = flow->reset = false;
     flow->echo_known = flow->ts_resolved = false;
     flow->secondary_known = false;
-    flow->offset = flow->ts_delta = 0;
+    flow->offset = 0;
+    flow->ts_raised = false;
     flow->primary_known = flow->primary_certain = next_known;
     flow->primary_isn = next_isn;
     flow->next_known = false;
@@ -416,8 +420,9 @@ static void input_translate(const struct flow *flow, uint8_t *frame, struct pack
     if (flow->young && flow->active && flow->secondary_known &&
         (p->tcp.flags & PACKET_TCP_SYN) && p->tcp.has_timestamp && p->tcp.tsecr) {
         packet_tcp_shift_tsecr(frame, p, flow->syn_tsval - p->tcp.tsecr, partial);
-    } else if (flow->ts_delta && p->tcp.has_timestamp && p->tcp.tsecr) {
-        packet_tcp_shift_tsecr(frame, p, 0u - flow->ts_delta, partial);
+    } else if (flow->ts_raised && p->tcp.has_timestamp && p->tcp.tsecr &&
+               seq_gt(p->tcp.tsecr, flow->ts_sent)) {
+        packet_tcp_shift_tsecr(frame, p, flow->ts_sent - p->tcp.tsecr, partial);
     }
 }
 
@@ -564,41 +569,39 @@ struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t
 
 /* ---- From the guest ----------------------------------------------------------------------- */
 
-/* At the first output after failover: is the guest's timestamp clock behind what the peer knows? */
-static void resolve_timestamp(struct rewrite *rw, uint64_t now_us, struct flow *flow,
-                              const struct packet_tcp *tcp)
+/* At output after failover: is the guest's timestamp clock behind what the peer knows? */
+static void raise_timestamp(struct rewrite *rw, struct flow *flow, const struct packet_tcp *tcp)
 {
     uint64_t gone_us;
-    uint32_t reached;
 
-    if (flow->ts_resolved || !tcp->has_timestamp) {
-        return;
+    if (!flow->ts_resolved && flow->echo_known) {
+        gone_us = rw->failover_us > flow->echo_us ? rw->failover_us - flow->echo_us : 0;
+        if (gone_us > REWRITE_TS_AHEAD_US) {
+            gone_us = REWRITE_TS_AHEAD_US;
+        }
+        flow->ts_floor = flow->echo_max + (uint32_t)(gone_us / 1000);
+        flow->ts_raised = seq_lt(tcp->tsval, flow->ts_floor);
+        flow->ts_floor += REWRITE_TS_MARGIN;
+        flow->ts_sent = tcp->tsval;
     }
     flow->ts_resolved = true;
-    if (!flow->echo_known) {
-        return;
+    if (flow->ts_raised) {
+        flow->ts_sent = seq_max(flow->ts_sent, tcp->tsval);
+        flow->ts_raised = seq_lt(flow->ts_sent, flow->ts_floor);
     }
-    gone_us = now_us - flow->echo_us;
-    if (gone_us > REWRITE_TS_AHEAD_US) {
-        gone_us = REWRITE_TS_AHEAD_US;
-    }
-    reached = flow->echo_max + (uint32_t)(gone_us / 1000);
-    if (seq_lt(tcp->tsval, reached)) {
-        flow->ts_delta = reached - tcp->tsval + REWRITE_TS_MARGIN;
-        count(rw, flow);
-    }
+    count(rw, flow);
 }
 
-static void output_translate(struct rewrite *rw, uint64_t now_us, struct flow *flow,
-                             uint8_t *frame, struct packet *p, bool partial, bool seq)
+static void output_translate(struct rewrite *rw, struct flow *flow, uint8_t *frame,
+                             struct packet *p, bool partial, bool seq)
 {
     if (seq && flow->offset) {
         packet_tcp_shift_seq(frame, p, flow->offset, partial);
     }
-    if (rw->failed_over) {
-        resolve_timestamp(rw, now_us, flow, &p->tcp);
-        if (flow->ts_delta) {
-            packet_tcp_shift_tsval(frame, p, flow->ts_delta, partial);
+    if (rw->failed_over && p->tcp.has_timestamp) {
+        raise_timestamp(rw, flow, &p->tcp);
+        if (flow->ts_raised) {
+            packet_tcp_shift_tsval(frame, p, flow->ts_floor - p->tcp.tsval, partial);
         }
     }
 }
@@ -614,7 +617,7 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
     if (flow && flow->young && flow->secondary_known && flow->secondary_isn == p->tcp.seq) {
         /* Sent again.  Peers may know the primary's number of it by now. */
         result = result_of(rw, flow, REWRITE_PASS);
-        output_translate(rw, now_us, flow, frame, p, partial, rw->failed_over);
+        output_translate(rw, flow, frame, p, partial, rw->failed_over);
         return result;
     }
     if (flow && flow->young && !flow->secondary_known) {
@@ -650,7 +653,7 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
     result.output_ready = learn_secondary(rw, flow, &p->tcp);
     /* Input waits for this alone: if the primary's number is not known, the input will tell it. */
     result.input_ready = true;
-    output_translate(rw, now_us, flow, frame, p, partial, rw->failed_over);
+    output_translate(rw, flow, frame, p, partial, rw->failed_over);
     return result;
 }
 
@@ -682,12 +685,12 @@ struct rewrite_result rewrite_output(struct rewrite *rw, uint64_t now_us, uint8_
         return result;
     }
     note_end(flow, &p->tcp, true);
-    output_translate(rw, now_us, flow, frame, p, partial, true);
+    output_translate(rw, flow, frame, p, partial, true);
     return result;
 }
 
-void rewrite_output_late(struct rewrite *rw, uint64_t now_us, uint8_t *frame, struct packet *p,
-                         bool partial, bool rewritten)
+void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, bool partial,
+                         bool rewritten)
 {
     struct packet_key key;
     struct flow *flow;
@@ -705,7 +708,7 @@ void rewrite_output_late(struct rewrite *rw, uint64_t now_us, uint8_t *frame, st
         !(flow->secondary_known && flow->secondary_isn == p->tcp.seq)) {
         return;                  /* of an earlier connection */
     }
-    output_translate(rw, now_us, flow, frame, p, partial, !rewritten);
+    output_translate(rw, flow, frame, p, partial, !rewritten);
 }
 
 /* ---- The rest ----------------------------------------------------------------------------- */
@@ -757,6 +760,7 @@ void rewrite_failover(struct rewrite *rw, uint64_t now_us)
         return;
     }
     rw->failed_over = true;
+    rw->failover_us = now_us;
     for (i = 0; i < rw->flows_max; i++) {
         struct flow *flow = &rw->flows[i];
 
@@ -771,10 +775,12 @@ void rewrite_failover(struct rewrite *rw, uint64_t now_us)
 }
 
 /* Whether an entry can still change a frame after failover. */
-static bool of_use(const struct flow *flow)
+static bool of_use(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
 {
-    return flow->offset || flow->ts_delta || (flow->echo_known && !flow->ts_resolved) ||
-           (flow->young && !both_known(flow));
+    bool clock = now_us - rw->failover_us < REWRITE_TS_SETTLE_US &&
+                 (flow->ts_raised || (flow->echo_known && !flow->ts_resolved));
+
+    return flow->offset || clock || (flow->young && !both_known(flow));
 }
 
 /* A handshake that came to nothing. */
@@ -799,7 +805,7 @@ void rewrite_tick(struct rewrite *rw, uint64_t now_us)
         idle_us = now_us - flow->seen_us;
         if (idle_us > REWRITE_IDLE_US || stale(flow, idle_us) ||
             (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
-            (rw->failed_over && !of_use(flow) && idle_us > REWRITE_HANDSHAKE_US)) {
+            (rw->failed_over && !of_use(rw, flow, now_us) && idle_us > REWRITE_HANDSHAKE_US)) {
             drop(rw, flow);
         }
     }
@@ -810,7 +816,7 @@ bool rewrite_idle(const struct rewrite *rw)
     return rw->failed_over && !rw->used;
 }
 
-void rewrite_stats_get(const struct rewrite *rw, struct rewrite_stats *out)
+void rewrite_stats_get(const struct rewrite *rw, uint64_t now_us, struct rewrite_stats *out)
 {
     uint32_t i;
 
@@ -819,7 +825,7 @@ void rewrite_stats_get(const struct rewrite *rw, struct rewrite_stats *out)
     if (rw->failed_over) {       /* those whose timestamps are not settled count, too */
         out->rewriting = 0;
         for (i = 0; i < rw->flows_max; i++) {
-            out->rewriting += rw->flows[i].used && of_use(&rw->flows[i]);
+            out->rewriting += rw->flows[i].used && of_use(rw, &rw->flows[i], now_us);
         }
     }
 }

@@ -29,10 +29,11 @@
  *
  * Timestamps (RFC 7323).  Peers drop segments whose TSval goes backwards (PAWS).  What a peer
  * echoes (TSecr) is the newest TSval of the primary that it has seen: the maximum is tracked for
- * each flow, old ones too.  At a flow's first output after failover a secondary whose clock is
- * behind gets a constant added to its TSval for the rest of the flow, and the same is taken off
- * TSecr. The echo in a peer's SYN-ACK is made the secondary's own SYN's TSval: Linux resets
- * otherwise.
+ * each flow, old ones too.  After failover no TSval below what the primary may have sent leaves: it
+ * is raised to that until the secondary's clock has come so far, and an echo of it is made what
+ * the guest sent last.  The clock is behind by no more than a checkpoint took, so that after
+ * REWRITE_TS_SETTLE_US nothing is left to do.  The echo in a peer's SYN-ACK is made the
+ * secondary's own SYN's TSval: Linux resets otherwise.
  *
  * Limits: flows_max entries.  When full, the one unused longest goes, looking at the
  * REWRITE_EVICT_SCAN oldest: half-open and old flows go, flows that are being rewritten stay; if
@@ -55,11 +56,12 @@
 #define REWRITE_CLOSED_US    (60 * REWRITE_SECOND_US)          /* TIME_WAIT of Linux */
 #define REWRITE_IDLE_US      (5 * 86400 * REWRITE_SECOND_US)   /* as Linux' conntrack */
 #define REWRITE_HANDSHAKE_US REWRITE_SECOND_US
-/* How far the primary's timestamp clock is assumed to have gone on after its last echo, at one tick
- * per ms (RFC 7323 allows 1 ms to 1 s; too much is harmless), and what is added to a flow that is
- * behind. */
+/* How far the primary's timestamp clock is assumed to have gone on after its last echo, until the
+ * failover, at one tick per ms (RFC 7323 allows 1 ms to 1 s; too much is harmless), and what is
+ * added to that. */
 #define REWRITE_TS_AHEAD_US  (60 * REWRITE_SECOND_US)
 #define REWRITE_TS_MARGIN    10u
+#define REWRITE_TS_SETTLE_US (30 * REWRITE_SECOND_US)
 
 struct rewrite;
 
@@ -79,7 +81,7 @@ struct rewrite_result {
 
 struct rewrite_stats {
     uint64_t flows, flows_max;
-    uint64_t rewriting;          /* flows whose frames are changed: offset or timestamp constant */
+    uint64_t rewriting;          /* flows whose frames are changed: numbers or timestamps */
     uint64_t untracked;          /* flows that found no place */
     uint64_t evicted;
     uint64_t isn_disagreed;      /* FLOW overruled what the peer acknowledged */
@@ -104,13 +106,13 @@ void rewrite_detach(struct rewrite *rw);
 void rewrite_failover(struct rewrite *rw, uint64_t now_us);
 /* For output that was taken (and seen by rewrite_output) before failover and is sent after it:
  * rewritten tells whether its numbers are the primary's already. */
-void rewrite_output_late(struct rewrite *rw, uint64_t now_us, uint8_t *frame, struct packet *p,
-                         bool partial, bool rewritten);
+void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, bool partial,
+                         bool rewritten);
 /* Ends some entries that have aged; call it every second or so. */
 void rewrite_tick(struct rewrite *rw, uint64_t now_us);
 
 /* Nothing to do for any frame: the caller may skip parsing (after failover). */
 bool rewrite_idle(const struct rewrite *rw);
-void rewrite_stats_get(const struct rewrite *rw, struct rewrite_stats *out);
+void rewrite_stats_get(const struct rewrite *rw, uint64_t now_us, struct rewrite_stats *out);
 
 #endif /* REMUS_REWRITE_H */

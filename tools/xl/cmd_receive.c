@@ -21,6 +21,7 @@
 #include <getopt.h>
 #include <poll.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,7 @@
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
 #include "tools/xl/display.h"
+#include "tools/xl/options.h"
 #include "tools/xl/record.h"
 #include "tools/xl/rescue.h"
 #include "tools/xl/worker.h"
@@ -49,6 +51,7 @@
 #define FAREWELL_MS  2000u      /* for the last line to leave before ssh is left */
 #define RECORD_MS    1000u
 #define MS_MAX       3600000u
+#define AGAIN_WORDS  (2 * REMUS_BYPASS_MAX + 40)
 
 struct receiver {
     struct remus_talk *talk;        /* NULL: ssh is gone, or was left */
@@ -64,13 +67,15 @@ struct receiver {
     uint16_t port;
     uint64_t period_ms, heartbeat_ms, timeout_ms, deadline_ms;
     bool verify, net;
+    char *again_host;
+    char *again[AGAIN_WORDS];       /* what protects the guest after a takeover; [0]: NULL */
     uuid_t session;
     char session_text[40], arbiter[REMUS_ARBITER_BYTES];
     int fds[REMUS_CHANNELS];        /* by channel */
     const char *store;
 
     struct worker worker;
-    bool have_result, active;
+    bool have_result, active, settled;
     int rc;
     struct remus_session_result result;
     struct remus_status last;
@@ -215,6 +220,45 @@ static bool bridge_name_ok(const char *name)
     return name[0] && name[0] != '.' && strlen(name) < IFNAMSIZ && !strpbrk(name, "/ \t\n:");
 }
 
+/*
+ * The session that this host is to begin after a takeover.  Its options come from the other side,
+ * so they are those of a session and no others, and its host is one that this side's ssh knows.
+ */
+static bool take_again(struct receiver *r, const struct remus_message *m)
+{
+    const char *host = remus_message_string(m, "reprotect");
+    const char *known_as = remus_message_string(m, "known_as");
+    static struct remus_options o;
+    char error[OPTIONS_ERROR_BYTES];
+    const char *last[] = {"--verbose", "--keep-trying", "--reprotect", known_as, r->guest.name,
+                          host};
+    const size_t lasts = sizeof(last) / sizeof(last[0]);
+    unsigned int n = 0;
+    bool whole;
+    size_t i;
+
+    if (!host)
+        return true;
+    r->again[n++] = strdup("xl");
+    r->again[n++] = strdup("remus");
+    for (i = 0; i < remus_message_count(m, "options") && n + lasts + 1 < AGAIN_WORDS; i++) {
+        const char *word = remus_message_item(m, "options", i, NULL);
+
+        r->again[n++] = strdup(word ? word : "");
+    }
+    whole = i == remus_message_count(m, "options");
+    for (i = 0; i < lasts; i++)
+        r->again[n++] = strdup(last[i] ? last[i] : "");
+    for (i = 0; i < n; i++)
+        whole = whole && r->again[i];
+    r->again_host = r->again[n - 1];
+    if (!whole || remus_options_parse((int)n - 1, r->again + 1, &o, error))
+        return false;
+    o.reprotect = NULL;
+    o.keep_trying = false;
+    return remus_options_only_words(&o);
+}
+
 /* Everything that the primary says is checked here, once. False: r->error says what is wrong. */
 static bool take_hello(struct receiver *r, const struct remus_message *m)
 {
@@ -265,6 +309,8 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
     r->verify = remus_message_flag(m, "verify", false);
     r->net = remus_message_flag(m, "net", true);
     r->wishes.no_net = !r->net;
+    WANT(take_again(r, m), "what is to protect the guest after a takeover is no session's "
+                           "options, or names no host");
     count = remus_message_count(m, "vifs");
     WANT(count <= REMUS_VIFS_MAX, "more than %u interfaces", REMUS_VIFS_MAX);
     r->guest.vifs = (unsigned int)count;
@@ -311,6 +357,29 @@ static void check_arbiter(struct receiver *r, struct remus_refusals *refusals)
                      said[0] ? said : "it does not answer");
 }
 
+/* Whether this host can begin a session towards the one that --reprotect names. */
+static bool reaches(const char *host)
+{
+    char *args[] = {(char *)(uintptr_t)"ssh", (char *)(uintptr_t)"-n",
+                    (char *)(uintptr_t)"-oBatchMode=yes", (char *)(uintptr_t)"-oConnectTimeout=10",
+                    (char *)(uintptr_t)host, (char *)(uintptr_t)"true", NULL};
+    posix_spawn_file_actions_t files;
+    int status = -1;
+    pid_t pid;
+
+    if (posix_spawn_file_actions_init(&files))
+        return false;
+    posix_spawn_file_actions_adddup2(&files, STDERR_FILENO, STDOUT_FILENO);
+    if (posix_spawnp(&pid, args[0], &files, NULL, args, environ))
+        pid = -1;
+    posix_spawn_file_actions_destroy(&files);
+    if (pid < 0)
+        return false;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return WIFEXITED(status) && !WEXITSTATUS(status);
+}
+
 static int examine(struct receiver *r)
 {
     struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
@@ -323,6 +392,9 @@ static int examine(struct receiver *r)
     remus_preflight_secondary(refusals, &r->guest, &r->here, &meets, &r->wishes);
     if (!refusals->count)
         check_arbiter(r, refusals);
+    if (!refusals->count && r->again[0] && !reaches(r->again_host))
+        remus_refuse(refusals, "ssh to %s fails or asks something from here; --reprotect needs "
+                     "root's ssh in both directions", r->again_host);
     if (refusals->count)
         code = refuse(r, XL_REFUSED, refusals);
     free(refusals);
@@ -460,6 +532,41 @@ static void became_active(struct receiver *r, uint32_t domid)
     }
 }
 
+/* In a session of its own, which outlives this process and takes its time. */
+static void protect_again(struct receiver *r)
+{
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        sigset_t none;
+
+        setsid();
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        signal(SIGHUP, SIG_DFL);
+        execv("/proc/self/exe", r->again);
+        _exit(127);
+    }
+    if (pid < 0)
+        record_log(r, "no process can be made to protect the guest again");
+    else
+        record_log(r, "protecting the guest again");
+}
+
+/* The guest can be protected by another session; what is left here is to act at its end. */
+static void became_settled(struct receiver *r, uint32_t domid)
+{
+    r->settled = true;
+    record_remove(domid);
+    record_forget_session(r->session_text);
+    if (r->lock_fd >= 0)
+        close(r->lock_fd);
+    r->lock_fd = -1;
+    record_log(r, "the guest is served by this host's kernel");
+    if (r->again[0])
+        protect_again(r);
+}
+
 /* False: the worker is gone. */
 static bool read_worker(struct receiver *r)
 {
@@ -481,6 +588,9 @@ static bool read_worker(struct receiver *r)
             break;
         case WORKER_ACTIVE:
             became_active(r, m.domid);
+            break;
+        case WORKER_SETTLED:
+            became_settled(r, m.domid);
             break;
         case WORKER_RESULT:
             r->have_result = true;
@@ -586,7 +696,7 @@ static int conclude(struct receiver *r)
                                                    : XL_UNPROTECTED;
     }
     record_log(r, reason);
-    if (r->last.domid)
+    if (r->last.domid && !r->settled)
         record_remove(r->last.domid);
     /* A copy that died in the middle of a takeover: neither word would be true. */
     if (r->active || r->have_result ||

@@ -28,6 +28,7 @@
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
 #include "tools/xl/display.h"
+#include "tools/xl/keep.h"
 #include "tools/xl/options.h"
 #include "tools/xl/record.h"
 #include "tools/xl/rescue.h"
@@ -314,6 +315,11 @@ out:
     return code;
 }
 
+static void add_option(void *arg, const char *word)
+{
+    remus_object_item(arg, word);
+}
+
 static struct remus_object *hello(struct supervisor *s)
 {
     struct remus_object *o = remus_object_new("hello");
@@ -343,6 +349,13 @@ static struct remus_object *hello(struct supervisor *s)
     remus_object_flag(o, "net", !s->o.no_net && s->guest.vifs);
     remus_object_string(o, "listen", s->o.data_address);
     remus_object_number(o, "port", s->o.data_port);
+    if (s->o.reprotect) {
+        remus_object_string(o, "reprotect", s->o.reprotect);
+        remus_object_string(o, "known_as", s->o.host);
+        remus_object_list(o, "options");
+        remus_options_words(&s->o, add_option, o);
+        remus_object_list_end(o);
+    }
     remus_object_list(o, "vifs");
     for (i = 0; i < s->guest.vifs && i < REMUS_VIFS_MAX; i++) {
         remus_object_map(o, NULL);
@@ -533,6 +546,7 @@ static bool read_worker(struct supervisor *s)
             take_status(s, &m.status);
             break;
         case WORKER_ACTIVE:
+        case WORKER_SETTLED:
             break;
         case WORKER_RESULT:
             s->have_result = true;
@@ -919,6 +933,29 @@ static int run(struct supervisor *s)
     return code;
 }
 
+static int attempt(void *arg)
+{
+    struct supervisor *s = arg;
+    int code = run(s);
+
+    /* The receiver sees the end of its input; ssh is not waited for long, it may be stuck. */
+    drop_talk(s);
+    remus_ssh_end(&s->ssh, SSH_END_MS);
+    return code;
+}
+
+/* Another one may do better, if HOST was lost or is not ready (yet). */
+static bool again(void *arg, int code, bool first)
+{
+    struct supervisor *s = arg;
+    bool better = code == XL_UNPROTECTED || code == XL_NO_PEER ||
+                  (code == XL_REFUSED && (!first || s->o.keep_trying));
+
+    if (better)
+        say(s, XC_SR_INFO, "trying again in %u s", KEEP_PAUSE_S);
+    return better;
+}
+
 int cmd_remus(int argc, char **argv)
 {
     static struct supervisor s;
@@ -939,10 +976,9 @@ int cmd_remus(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     display_init(&s.d, stdout, stderr, s.o.json, s.o.quiet, s.o.verbose);
-    code = s.o.release ? release(&s) : run(&s);
-    /* The receiver sees the end of its input; ssh is not waited for long, it may be stuck. */
-    drop_talk(&s);
-    remus_ssh_end(&s.ssh, SSH_END_MS);
+    code = s.o.release                           ? release(&s)
+           : s.o.reprotect || s.o.keep_trying ? keep(attempt, again, &s)
+                                                 : attempt(&s);
     display_pause(&s.d);
     return code;
 }

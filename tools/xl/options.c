@@ -1,5 +1,6 @@
 #include "tools/xl/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -9,6 +10,8 @@
 #include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
+
+#define RECEIVE_COMMAND "xl remus-receive"
 
 const char remus_options_help[] =
     "Usage: xl remus [options] DOMAIN HOST\n"
@@ -39,6 +42,11 @@ const char remus_options_help[] =
     "      --arbiter NAME[:ARG]     who decides which side goes on: etcd:URL[,URL...],\n"
     "                           fence:COMMAND, manual (see xl remus-decide), or none (needs -F)\n"
     "\n"
+    "After a loss:\n"
+    "      --reprotect HOST2    after a takeover the copy is protected in its turn, towards HOST2\n"
+    "                           (this host, as HOST knows it); after the loss of HOST, from here\n"
+    "      --keep-trying        try again every 15 s when HOST cannot take the copy\n"
+    "\n"
     "Protecting less:\n"
     "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
     "  -n, --no-net             do not hold or compare output (needs -F)\n"
@@ -67,7 +75,7 @@ const char remus_options_help[] =
 enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
-    OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER,
+    OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER, OPT_REPROTECT, OPT_KEEP_TRYING,
 };
 
 static const struct option long_options[] = {
@@ -87,6 +95,8 @@ static const struct option long_options[] = {
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
     {"arbiter", required_argument, NULL, OPT_ARBITER},
+    {"reprotect", required_argument, NULL, OPT_REPROTECT},
+    {"keep-trying", no_argument, NULL, OPT_KEEP_TRYING},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
     {"bypass", required_argument, NULL, OPT_BYPASS},
@@ -213,6 +223,17 @@ static int refuse(int option, char *error)
     return -EINVAL;
 }
 
+/* One that ssh does not take for an option, nor a shell for more than a word. */
+static bool host_ok(const char *host)
+{
+    size_t i;
+
+    for (i = 0; host[i]; i++)
+        if (!isalnum((unsigned char)host[i]) && !strchr(".-_:@[]%/", host[i]))
+            return false;
+    return i > 0 && i < 256 && host[0] != '-';
+}
+
 /* What fits together, once all options are known. */
 static int check(struct remus_options *o, int argc, int first, char **argv, char *error)
 {
@@ -264,11 +285,65 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
         snprintf(error, OPTIONS_ERROR_BYTES, "with -n nothing is held: --bypass means nothing");
         return -EINVAL;
     }
+    if (o->reprotect && !o->ssh[0]) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "--reprotect needs ssh in both directions, not -s ''");
+        return -EINVAL;
+    }
     if (o->json && o->quiet) {
         snprintf(error, OPTIONS_ERROR_BYTES, "--json and -q exclude each other");
         return -EINVAL;
     }
     return 0;
+}
+
+static void add_number(void (*add)(void *arg, const char *word), void *arg, const char *option,
+                       uint32_t value)
+{
+    char text[16];
+
+    if (!value)
+        return;
+    snprintf(text, sizeof(text), "%u", value);
+    add(arg, option);
+    add(arg, text);
+}
+
+void remus_options_words(const struct remus_options *o, void (*add)(void *arg, const char *word),
+                         void *arg)
+{
+    char text[REMUS_BYPASS_TEXT_MAX];
+    unsigned int i;
+
+    snprintf(text, sizeof(text), "--%s", o->mode);
+    add(arg, text);
+    add_number(add, arg, "--period", o->period_ms);
+    add_number(add, arg, "--rest", o->rest_ms);
+    add_number(add, arg, "--deadline", o->deadline_ms);
+    add_number(add, arg, "--heartbeat", o->heartbeat_ms);
+    add_number(add, arg, "--timeout", o->timeout_ms);
+    add_number(add, arg, "--sync-rate", o->sync_kib / 1024);
+    add(arg, "--arbiter");
+    add(arg, o->arbiter);
+    for (i = 0; i < o->bypass_count; i++) {
+        remus_bypass_format(&o->bypass[i], text, sizeof(text));
+        add(arg, "--bypass");
+        add(arg, text);
+    }
+    if (o->no_disk)
+        add(arg, "--no-disk");
+    if (o->no_net)
+        add(arg, "--no-net");
+    if (o->unsafe)
+        add(arg, "--unsafe");
+    if (o->verify)
+        add(arg, "--verify");
+}
+
+bool remus_options_only_words(const struct remus_options *o)
+{
+    return !strcmp(o->ssh, "ssh") && !strcmp(o->receive_command, RECEIVE_COMMAND) && !o->libexec &&
+           !o->data_address[0] && !o->data_port && !o->help && !o->release && !o->json &&
+           !o->reprotect && !o->keep_trying;
 }
 
 /* The words of one line: an option, and its value if there is one. */
@@ -338,7 +413,7 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
 
     memset(o, 0, sizeof(*o));
     o->ssh = "ssh";
-    o->receive_command = "xl remus-receive";
+    o->receive_command = RECEIVE_COMMAND;
     o->arbiter = REMUS_ARBITER_NONE;
     optind = 0; /* also resets the library's hidden state */
     opterr = 0;
@@ -379,6 +454,16 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             rc = parse_number(optarg, "--sync-rate", "MiB a second", 1, 1000000, &o->sync_kib,
                               error);
             o->sync_kib *= 1024;
+            break;
+        case OPT_REPROTECT:
+            o->reprotect = optarg;
+            if (!host_ok(optarg)) {
+                snprintf(error, OPTIONS_ERROR_BYTES, "--reprotect: '%.100s' is not a host", optarg);
+                rc = -EINVAL;
+            }
+            break;
+        case OPT_KEEP_TRYING:
+            o->keep_trying = true;
             break;
         case OPT_ARBITER:
             o->arbiter = optarg;

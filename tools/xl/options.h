@@ -25,6 +25,8 @@ struct remus_options {
     const char *receive_command;    /* what ssh runs on HOST */
     const char *libexec;            /* NULL: found */
     const char *arbiter;            /* remus_arbiter.h; "none" unless --arbiter */
+    const char *reprotect;          /* where the copy's copy goes after a takeover; NULL: nowhere */
+    bool keep_trying;
     char data_address[256];         /* "": HOST's */
     uint16_t data_port;             /* 0: any */
 };
@@ -37,6 +39,15 @@ struct remus_options {
  */
 int remus_options_defaults(const char *path, int argc, char **argv, int *out_argc, char ***out_argv,
                            char *error);
+
+/*
+ * The options of a session as words, for another one of the same kind: all but what is shown, how
+ * HOST is reached, --reprotect and --keep-trying.  add is called with each.
+ */
+void remus_options_words(const struct remus_options *o, void (*add)(void *arg, const char *word),
+                         void *arg);
+/* Whether o holds nothing else than what remus_options_words tells. */
+bool remus_options_only_words(const struct remus_options *o);
 
 /* 0; -EINVAL with a sentence in error[OPTIONS_ERROR_BYTES].  Strings point into argv. */
 int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error);

@@ -81,6 +81,13 @@ static void on_active(void *arg, uint32_t domid)
     tell(arg, &m, offsetof(struct worker_message, text), false);
 }
 
+static void on_settled(void *arg, uint32_t domid)
+{
+    struct worker_message m = {.type = WORKER_SETTLED, .domid = domid};
+
+    tell(arg, &m, offsetof(struct worker_message, text), false);
+}
+
 static void close_others(const int *keep, unsigned int count)
 {
     unsigned int i;
@@ -132,6 +139,7 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     p.log = on_log;
     p.status = on_status;
     p.active = on_active;
+    p.settled = on_settled;
     p.stop_request = &stop_wanted;
     m.type = WORKER_RESULT;
     m.rc = p.role == REMUS_PRIMARY ? remus_primary_run(&p, &m.result)

@@ -23,6 +23,7 @@ enum worker_news {
     WORKER_LOG,             /* .level, .text */
     WORKER_STATUS,          /* .status */
     WORKER_ACTIVE,          /* .domid: the secondary took over */
+    WORKER_SETTLED,         /* .domid: and is no session any more */
     WORKER_RESULT,          /* .rc, .result: the coordinator returned */
     WORKER_ENDED,           /* the process is gone; worker_reap */
 };

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""After a takeover the guest is like any other, and protected again from where it is."""
+
+import os
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+import colo  # noqa: E402
+import labtest  # noqa: E402
+from test_disk import DiskGuest  # noqa: E402
+from labtest import check, deadline, equal, wait  # noqa: E402
+
+INSTALL = True
+SETTLES_S = 90      # 30 s of them for timestamps that nobody shows
+
+
+def wait_settled(lab, host, name="g1"):
+    wait(lambda: "served by this host's kernel" in
+         lab.execute(host, "cat /var/log/xen/remus-%s.log" % name).stdout, SETTLES_S,
+         "%s settles on %s" % (name, host), 1)
+
+
+def forget_logs(lab):
+    for host in "ab":
+        lab.execute(host, "rm -f /var/log/xen/remus-*.log")
+
+
+@deadline(400)
+def test_a_guest_is_protected_again_from_where_it_is(lab):
+    forget_logs(lab)
+    work = DiskGuest(lab, workers=2)
+    guest = work.guest
+    lab.execute("a", "sync")
+    witness = lab.witness()
+    session = colo.Session(lab, guest, interval_ms=2000, arbiter=witness.spec)
+    session.wait_protected()
+    client = lab.client(guest, long=100, short=500, ping=300)
+    client.wait_answers(10)
+    lab.kill("a")
+    colo.wait_active(lab, "b", guest.name)
+    client.wait_answers(5, timeout_s=60)
+    session.process.kill()
+    lab.start("a")
+    wait_settled(lab, "b")
+    equal(lab.execute("b", "ls /run/xen/remus/*.json", check=False).stdout, "", "records on b")
+    check("vif" in lab.execute("b", "ls /sys/class/net/xenbr0/brif").stdout, "no vif on the bridge")
+    client.wait_answers(10, timeout_s=60)
+    session = colo.Session(lab, guest, host="b", peer="a", interval_ms=2000, arbiter=witness.spec)
+    session.wait_protected()
+    client.wait_answers(10, timeout_s=60)
+    lab.freeze("b")
+    colo.wait_active(lab, "a", guest.name)
+    client.wait_answers(10, timeout_s=60)
+    client.stop_without_errors()
+    work.no_harm("a")
+    session.process.kill()
+
+
+@deadline(400)
+def test_a_guest_is_protected_again_by_itself(lab):
+    """--reprotect: the other way after a takeover, and this way after the loss of the copy."""
+    forget_logs(lab)
+    guest = lab.guest("a")
+    witness = lab.witness()
+    session = colo.Session(lab, guest, interval_ms=2000, arbiter=witness.spec, verify=False,
+                           options="--reprotect a")
+    session.wait_protected()
+    client = lab.client(guest, long=100, ping=300)
+    client.wait_answers(10)
+    # The copy's host goes, and comes back.
+    lab.kill("b")
+    wait(lambda: "trying again" in session.log(), 60, "xl remus goes on trying")
+    before = session.log().count(": protected  epoch")
+    lab.start("b")
+    wait(lambda: session.log().count(": protected  epoch") > before, 120, "protection again", 0.5)
+    client.wait_answers(10, timeout_s=60)
+    # The guest's host goes, and comes back.
+    lab.kill("a")
+    colo.wait_active(lab, "b", guest.name)
+    client.wait_answers(5, timeout_s=60)
+    session.process.kill()
+    lab.start("a")
+    wait(lambda: (session.status("b") or {}).get("protected") and
+         session.status("b")["role"] == "primary", 150, "g1 is protected on b", 1)
+    client.wait_answers(10, timeout_s=60)
+    client.stop_without_errors()
+
+
+if __name__ == "__main__":
+    sys.exit(labtest.main(sys.argv[1:], os.path.realpath(__file__)))

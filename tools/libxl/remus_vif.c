@@ -1,0 +1,121 @@
+#include "tools/libxl/remus_vif.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <linux/sockios.h>
+
+#include "tools/libxl/remus_message.h"
+
+#define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
+#define POLL_US 2000u
+
+static int write_driver(uint32_t domid, unsigned int vif, const char *what)
+{
+    char path[64], name[32];
+    int fd, rc = 0;
+
+    snprintf(path, sizeof(path), DRIVER "%s", what);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    snprintf(name, sizeof(name), "vif-%u-%u", domid, vif);
+    if (write(fd, name, strlen(name)) < 0)
+        rc = -errno;
+    close(fd);
+    return rc;
+}
+
+int remus_vif_unbind(uint32_t domid, unsigned int vif)
+{
+    int rc = write_driver(domid, vif, "unbind");
+
+    return rc == -ENOENT || rc == -ENODEV ? 0 : rc;
+}
+
+int remus_vif_bridge(const char *device, const char *bridge)
+{
+    struct ifreq request = {0};
+    unsigned int index = if_nametoindex(device);
+    int fd, rc = 0;
+
+    if (!index)
+        return -errno;
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    if (bridge[0]) {
+        snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", bridge);
+        request.ifr_ifindex = (int)index;
+        if (ioctl(fd, SIOCBRADDIF, &request) && errno != EBUSY)
+            rc = -errno;
+    }
+    if (!rc) {
+        memset(&request, 0, sizeof(request));
+        snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", device);
+        request.ifr_flags = IFF_UP | IFF_RUNNING;
+        if (ioctl(fd, SIOCSIFFLAGS, &request))
+            rc = -errno;
+    }
+    close(fd);
+    return rc;
+}
+
+static int wait_port(xc_interface *xch, const struct ctl_attach *at, uint32_t port, int wanted,
+                     uint64_t deadline)
+{
+    for (;;) {
+        xc_evtchn_status_t status = {.dom = (domid_t)at->domid, .port = port};
+
+        if (xc_evtchn_status(xch, &status))
+            return -errno;
+        if ((int)status.status == wanted)
+            return 0;
+        if (remus_now_ms() >= deadline)
+            return -ETIMEDOUT;
+        usleep(POLL_US);
+    }
+}
+
+static int wait_ports(xc_interface *xch, const struct ctl_attach *at, int wanted,
+                      uint64_t deadline)
+{
+    int rc = wait_port(xch, at, at->tx_port, wanted, deadline);
+
+    return rc || at->rx_port == at->tx_port ? rc
+           : wait_port(xch, at, at->rx_port, wanted, deadline);
+}
+
+int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
+                   unsigned int timeout_ms)
+{
+    uint64_t deadline = remus_now_ms() + timeout_ms;
+    const struct ctl_attach *at = &vif->attach;
+    char path[96];
+    int rc;
+
+    rc = wait_ports(xch, at, EVTCHNSTAT_unbound, deadline);
+    if (!rc)
+        rc = write_driver(at->domid, at->vif, "bind");
+    if (rc)
+        return rc;
+    /* What a hotplug script would say; netback connects then. */
+    snprintf(path, sizeof(path), "/local/domain/0/backend/vif/%u/%u/hotplug-status", at->domid,
+             at->vif);
+    if (!xs_write(xs, XBT_NULL, path, "connected", 9))
+        return -errno;
+    while (!if_nametoindex(vif->netdev)) {
+        if (remus_now_ms() >= deadline)
+            return -ETIMEDOUT;
+        usleep(POLL_US);
+    }
+    rc = remus_vif_bridge(vif->netdev, vif->bridge);
+    return rc ? rc : wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
+}

@@ -1,0 +1,27 @@
+/*
+ * remus_vif.h: a guest's network interface between the kernel's backend (netback) and colo-shadowd.
+ *
+ * netback lets go of an interface, and takes it under the running guest, through its driver's
+ * unbind and bind files (Linux 5.6 and later); the frontend's nodes, its rings and its port stay as
+ * they are.
+ */
+#ifndef REMUS_VIF_H
+#define REMUS_VIF_H
+
+#include <xenctrl.h>
+#include <xenstore.h>
+
+#include "tools/libxl/remus_guest.h"
+
+/* From netback; fine if it was not bound.  Its device goes with it. */
+int remus_vif_unbind(uint32_t domid, unsigned int vif);
+/*
+ * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
+ * port any more, or will be.  Waits up to timeout_ms.  -ETIMEDOUT: not within that.
+ */
+int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
+                   unsigned int timeout_ms);
+/* The device is up, and a port of the bridge ("": of none). */
+int remus_vif_bridge(const char *device, const char *bridge);
+
+#endif /* REMUS_VIF_H */
