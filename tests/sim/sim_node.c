@@ -33,6 +33,7 @@ const char *const sim_break_names[BREAK_COUNT] = {
 
 static const char *const event_names[] = {
     [RE_TICK] = "TICK", [RE_LINK_LOST] = "LINK_LOST", [RE_OPERATOR_STOP] = "OPERATOR_STOP",
+    [RE_SWITCH] = "SWITCH",
     [RE_ARBITRATED] = "ARBITRATED", [RE_FAILED] = "FAILED", [RE_DAEMON_LOST] = "DAEMON_LOST",
     [RE_FRAME_ANY] = "FRAME_ANY", [RE_PEER_READY] = "PEER_READY", [RE_PEER_ACK] = "PEER_ACK",
     [RE_PEER_APPLIED] = "PEER_APPLIED", [RE_PEER_CHECKPOINT] = "PEER_CHECKPOINT",
@@ -828,7 +829,8 @@ enum fault_type {
     FAULT_HOST, FAULT_COORDINATOR, FAULT_DAEMON, FAULT_FREEZE, FAULT_OPERATOR, FAULT_GUEST,
     FAULT_BAD_FRAME,                     /* these have a side */
     FAULT_CUT, FAULT_CUT_ONE_WAY, FAULT_CUT_STAGED, FAULT_GLITCH,
-    FAULT_SUSPEND, FAULT_SUSPEND_SILENT, FAULT_HANG, FAULT_DRAIN, FAULT_STAGE, FAULT_CUT_FAILS,
+    FAULT_SWITCH, FAULT_SUSPEND, FAULT_SUSPEND_SILENT, FAULT_HANG, FAULT_DRAIN, FAULT_STAGE,
+    FAULT_CUT_FAILS,
     FAULT_RESUME, FAULT_SEND, FAULT_APPLY, FAULT_COPY, FAULT_BUILD, FAULT_ACK,
     FAULT_UNPROTECT, FAULT_TAKEOVER, FAULT_DESTROY, FAULT_ARBITER, /* only with another */
     FAULT_COUNT
@@ -838,7 +840,7 @@ static const char *const fault_names[FAULT_COUNT] = {
     "host dies", "coordinator is killed", "daemon is killed", "host freezes", "operator stops",
     "guest ends by itself", "receives nonsense",
     "link is cut", "link is cut one way", "link is cut one way, then the other", "link glitch",
-    "guest will refuse to suspend", "guest will not answer suspend",
+    "the copy is to take over", "guest will refuse to suspend", "guest will not answer suspend",
     "guest will hang on its way to suspend", "drain will fail",
     "staging will fail", "cut will fail", "resume will fail", "sending will fail",
     "applying will fail", "copy will fail", "build will fail", "wrong ACK will be sent",
@@ -961,10 +963,14 @@ void fault_fire(struct world *w, struct fault *f)
         kill_daemon(w, role);
         break;
     case FAULT_FREEZE:
-        n->frozen_until = w->now + chance(w, 200 * MS * few);
-        if (w->mutation == BREAK_CLOCK_STOPS) {
-            n->clock_skew_us += n->frozen_until - w->now;
+        few = w->now + chance(w, 200 * MS * few);
+        if (few <= n->frozen_until) {
+            break;               /* it sleeps for longer already */
         }
+        if (w->mutation == BREAK_CLOCK_STOPS) {
+            n->clock_skew_us += few - (n->frozen_until > w->now ? n->frozen_until : w->now);
+        }
+        n->frozen_until = few;
         break;
     case FAULT_OPERATOR:
         post(w, K_ANSWER, role, w->now)->event.type = RE_OPERATOR_STOP;
@@ -992,11 +998,14 @@ void fault_fire(struct world *w, struct fault *f)
         break;
     case FAULT_GLITCH:
         few = w->now + chance(w, 200 * MS * few);
-        for (int i = 0; i < 2; i++) { /* what was cut stays so: its bytes are lost */
-            if (w->to[i].blocked_until != NEVER) {
+        for (int i = 0; i < 2; i++) { /* one that was cut stays so; none overtakes another */
+            if (w->to[i].blocked_until < few) {
                 w->to[i].blocked_until = few;
             }
         }
+        break;
+    case FAULT_SWITCH:
+        post(w, K_ANSWER, REMUS_PRIMARY, w->now)->event.type = RE_SWITCH;
         break;
     case FAULT_SUSPEND:
         w->bad_suspend = (unsigned int)few;

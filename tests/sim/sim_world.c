@@ -128,7 +128,7 @@ bool take(struct world *w, struct sim_event *out)
         if (w->node[out->node].host_dead) {
             continue;
         }
-        if (w->now < w->node[out->node].frozen_until) {
+        if (w->now <= w->node[out->node].frozen_until) {
             put_off(w, out, w->node[out->node].frozen_until + 1);
             continue;
         }

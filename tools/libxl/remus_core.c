@@ -178,7 +178,7 @@ static step_fn nothing, bug,
     p_drained,
     p_drain_failed, p_staged, p_stage_failed, p_cut_done, p_resumed, p_resume_failed, p_ack,
     p_ack_stopping, p_applied, p_lost, p_bad, p_unexpected, p_let_go, p_let_go_stopped, p_operator,
-    p_daemon, p_failed, p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
+    p_daemon, p_failed, p_switch, p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
     p_unprotected, p_unprotect_failed, p_late_suspended, p_late_resumed,
     s_built, s_frame, s_complete, s_applied, s_apply_failed, s_lost, s_lost_applying,
     s_lost_stopping, s_bad, s_unexpected, s_failed, s_daemon, s_daemon_applying, s_operator, s_stop,
@@ -191,6 +191,7 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_FRAME_ANY] = nothing,           /* life is noted before any step */
         [RE_LINK_LOST] = p_lost,
         [RE_OPERATOR_STOP] = p_operator,
+        [RE_SWITCH] = p_switch,
         [RE_ARBITRATED] = bug,
         [RE_FAILED] = p_failed,
         [RE_DAEMON_LOST] = p_daemon,
@@ -226,6 +227,7 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_FRAME_ANY] = nothing,
         [RE_LINK_LOST] = s_lost,
         [RE_OPERATOR_STOP] = s_operator,
+        [RE_SWITCH] = nothing,              /* that is the primary's to do */
         [RE_ARBITRATED] = bug,
         [RE_FAILED] = s_failed,
         [RE_DAEMON_LOST] = s_daemon,
@@ -995,6 +997,26 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
     enter(c, RP_RUN);
 }
 
+/*
+ * The copy is to be the guest: this side fences itself and closes the link, as after any loss.  Only
+ * between two checkpoints, so that the copy has nothing to finish first.
+ */
+static void p_switch_now(struct remus_core *c, struct remus_actions *out)
+{
+    if (c->want_switch && c->state == RP_RUN && c->applied && !c->guest_stopped &&
+        !has(c, F_LOST) && !has(c, F_ENDING)) {
+        because(c, "handed over on request");
+        p_fence(c, out);
+    }
+}
+
+static void p_switch(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
+{
+    (void)e;
+    (void)out;
+    c->want_switch = true;
+}
+
 static void p_lost(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
 {
     if (has(c, F_LOST)) {
@@ -1680,6 +1702,7 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
         step = rows[c->state][event->type];
     }
     (step ? step : any[c->params.role][event->type])(c, event, out);
+    p_switch_now(c, out);
     run_timers(c, out);
 }
 

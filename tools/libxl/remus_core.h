@@ -100,6 +100,7 @@ enum remus_event_type {
     RE_TICK,                /* time only */
     RE_LINK_LOST,           /* the link broke or was closed; text */
     RE_OPERATOR_STOP,       /* Ctrl-C, stop request */
+    RE_SWITCH,              /* primary: the copy is to take over, now */
     RE_ARBITRATED,          /* value 1: granted; 0: denied */
     RE_FAILED,              /* the action under way failed; text; value = (uint64_t)-errno;
                              * -ESTALE of RA_STAGE: a new secondary is needed */
@@ -199,7 +200,7 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint64_t epoch;          /* that runs (primary); that was applied last + 1 (secondary) */
     uint64_t acked, applied; /* newest */
     uint64_t now_us, entered_us, epoch_began_us, heard_us, heartbeat_us, checkpoint_done_us;
-    bool want_checkpoint, want_stop, guest_stopped, output_held_for_peer;
+    bool want_checkpoint, want_stop, want_switch, guest_stopped, output_held_for_peer;
     /* private additions of remus_core.c below this line */
     uint64_t stopped_us, rested_us; /* guest stopped since; has run again for as long at */
     uint64_t pending_epoch;  /* primary: the epoch whose checkpoint is under way */
