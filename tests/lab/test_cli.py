@@ -100,7 +100,8 @@ def test_other_words_are_the_distributions(lab):
 
 
 def test_help_and_wrong_arguments(lab):
-    for word in "remus", "remus-receive", "remus-status", "remus-decide":
+    for word in ("remus", "remus-receive", "remus-status", "remus-decide", "remus-stop",
+                 "remus-switch", "remus-cleanup"):
         got, text = run(lab, "xl %s --help" % word)
         equal(got, 0, "status of xl %s --help" % word)
         check("Usage: xl " + word in text, text)
@@ -294,6 +295,35 @@ def test_a_malformed_hello_is_refused(lab):
 
 
 # ---- Sessions ----
+
+@deadline(400)
+def test_remus_stop_ends_protection_from_either_host(lab):
+    guest = lab.guest("a")
+    for host, wanted in (("a", (0,)), ("b", (0, 3))):
+        process = protected(lab, guest)
+        got = lab.execute(host, "xl remus-stop g1 2>&1", check=False, timeout_s=120)
+        equal(got.returncode, 0, "status of xl remus-stop on %s: %s" % (host, got.stdout))
+        check(process.wait(60) in wanted, "status of xl remus: %s" % process.returncode)
+        check(guest.ask(7000, "hello"), "the guest answers")
+        got = lab.execute(host, "xl remus-stop g1 2>&1", check=False, timeout_s=60)
+        equal(got.returncode, 2, "status without a session: %s" % got.stdout)
+    equal(lab.execute("a", "xl remus-cleanup").stdout, "", "what is left")
+    equal(lab.execute("b", "xl remus-cleanup").stdout, "", "what is left")
+
+
+@deadline(300)
+def test_cleanup_removes_what_dead_sessions_left(lab):
+    guest = lab.guest("a")
+    process = protected(lab, guest)
+    lab.execute("a", "pkill -KILL -x xl; pkill -KILL -x colo-proxyd; sleep 1")
+    process.wait(60)
+    got, text = run(lab, "xl remus-cleanup")
+    check(got == 2 and "xl remus --release g1" in text, text)
+    lab.execute("a", "xl destroy g1")
+    got, text = run(lab, "xl remus-cleanup")
+    check(got == 0 and "record of domain" in text and "rules of vif" in text, text)
+    equal(run(lab, "xl remus-cleanup"), (0, ""), "a second time")
+
 
 @deadline(400)
 def test_a_session_is_shown_and_ends_in_order_on_ctrl_c(lab):

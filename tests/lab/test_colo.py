@@ -49,10 +49,10 @@ def test_100_checkpoints_under_load_leave_no_page_different_with_2_vcpus(lab):
 @deadline(400)
 def test_an_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
     """Both sides have heartbeats to send while one copies and the other applies many pages."""
-    guest = lab.guest("a", memory_mb=192, fresh=True)
+    guest = lab.guest("a", memory_mb=256, fresh=True)
     session = colo.Session(lab, guest, interval_ms=4000, timeout_ms=1500)
     session.wait_protected()
-    guest.dirty(20000, 20000)
+    guest.dirty(36000, 36000)
     longest = {"pause_us": 0, "ack_us": 0, "apply_us": 0}
 
     def probe():

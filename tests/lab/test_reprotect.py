@@ -9,6 +9,7 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 import colo  # noqa: E402
 import labtest  # noqa: E402
+import test_arbiter  # noqa: E402
 from test_disk import DiskGuest  # noqa: E402
 from labtest import check, deadline, equal, wait  # noqa: E402
 
@@ -56,6 +57,35 @@ def test_a_guest_is_protected_again_from_where_it_is(lab):
     client.stop_without_errors()
     work.no_harm("a")
     session.process.kill()
+
+
+@deadline(300)
+def test_a_guest_is_switched_over_on_purpose(lab):
+    """xl remus-switch: no client error, no word of the old host's, and none of its guest left."""
+    guest = lab.guest("a")
+    witness = lab.witness()
+    session = colo.Session(lab, guest, interval_ms=2000, arbiter=witness.spec, verify=False)
+    session.wait_protected()
+    captures = test_arbiter.Captures(lab, guest)
+    client = lab.client(guest, long=30, short=200, ping=100)
+    client.wait_answers(20)
+    node = "/local/domain/%d/remus" % guest.domid("a")
+    lab.execute("a", "xenstore-write %s/request nonsense" % node)
+    answer = "xenstore-read %s/answer" % node
+    wait(lambda: "refused" in lab.execute("a", answer, check=False).stdout, 10,
+         "an answer to nonsense")
+    lab.execute("a", "xenstore-write %s/request checkpoint" % node)
+    wait(lambda: "accepted" in lab.execute("a", answer, check=False).stdout, 10,
+         "an answer to a request for a checkpoint")
+    before = client.status()["long"]["gap_ms"]
+    lab.execute("a", "xl remus-switch g1", timeout_s=100)
+    equal(session.wait_end(60), 5, "exit status of xl remus")
+    check(guest.domid("a") is None and guest.domid("b") is not None, "the guest is on b alone")
+    client.wait_answers(20, timeout_s=60)
+    figures = client.stop_without_errors()
+    captures.check_one_speaks("b")
+    print("# longest gap of a client: %.0f ms before, %.0f ms with the switch" %
+          (before, figures["classes"]["long"]["gap_ms"]))
 
 
 @deadline(400)

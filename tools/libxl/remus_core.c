@@ -998,8 +998,8 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
 }
 
 /*
- * The copy is to be the guest: this side fences itself and closes the link, as after any loss.  Only
- * between two checkpoints, so that the copy has nothing to finish first.
+ * The copy is to be the guest: this side fences itself and closes the link, as after any loss.
+ * Only between two checkpoints, so that the copy has nothing to finish first.
  */
 static void p_switch_now(struct remus_core *c, struct remus_actions *out)
 {

@@ -1137,6 +1137,7 @@ int remus_primary_run(const struct remus_session_params *params,
     remus_guest_publish(r->xs, params->domid, "role", "primary");
     remus_guest_publish(r->xs, params->domid, "mode", params->core.mode->name);
     remus_guest_publish(r->xs, params->domid, "peer", params->peer ? params->peer : "");
+    remus_run_take_requests(r);
     remus_guest_xl_stop(r->name, p->minders, &p->minder_count);
     send_hello(r);
     rc = remus_run_loop(r);

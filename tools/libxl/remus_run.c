@@ -22,6 +22,7 @@
 #include <uuid/uuid.h>
 
 #include "tools/libxl/remus_disks.h"
+#include "tools/libxl/remus_message.h"
 
 #define PERIOD_MS       100u
 #define STATS_PERIODS   5u          /* the daemon is asked in every fifth */
@@ -851,20 +852,78 @@ void remus_run_arbitrate(struct remus_run *r)
         remus_run_post(r, RE_FAILED, 0, 0, "no thread for the arbiter");
 }
 
+/* ---- Requests ---- */
+
+#define REQUEST_TOKEN "request"
+
+static const char *obey(struct remus_run *r, const char *request)
+{
+    bool primary = r->p->role == REMUS_PRIMARY;
+
+    if (!strcmp(request, "stop")) {
+        remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
+        return "accepted: stop";
+    }
+    if (strcmp(request, "checkpoint") && strcmp(request, "failover"))
+        return "refused: a request is checkpoint, stop or failover";
+    if (!primary)
+        return "refused: that is for the host whose guest is protected";
+    if (!r->status.protected_now)
+        return "refused: the guest is not protected yet";
+    if (!strcmp(request, "checkpoint")) {
+        remus_run_post(r, RE_CHECKPOINT_WANTED, 0, 0, "an operator wants it");
+        return "accepted: checkpoint";
+    }
+    remus_run_post(r, RE_SWITCH, 0, 0, NULL);
+    return "accepted: failover";
+}
+
+/* The node can hold anything that somebody in dom0 wrote. */
+static void read_request(struct remus_run *r)
+{
+    char path[80], *request;
+    const char *answer;
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/request", r->h.domid);
+    request = xs_read(r->xs, XBT_NULL, path, NULL);
+    if (!request || !request[0] || r->hidden) {
+        free(request);
+        return;
+    }
+    xs_rm(r->xs, XBT_NULL, path);
+    answer = obey(r, request);
+    remus_text_clean(path, 40, request);
+    remus_run_log(r, XC_SR_INFO, "request in xenstore: %s; %s", path, answer);
+    remus_guest_publish(r->xs, r->h.domid, "answer", answer);
+    free(request);
+}
+
+void remus_run_take_requests(struct remus_run *r)
+{
+    char path[80];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/request", r->h.domid);
+    if (!xs_watch(r->xs, path, REQUEST_TOKEN))
+        remus_run_log(r, XC_SR_WARN, "requests in xenstore are not heard: %s", strerror(errno));
+}
+
 /* ---- Life ---- */
 
 static void on_xenstore(uv_poll_t *poll_handle, int status, int events)
 {
     struct remus_run *r = poll_handle->data;
     char **watch;
-    bool fired = false;
+    bool fired = false, asked = false;
 
     (void)status;
     (void)events;
     while ((watch = xs_check_watch(r->xs))) {
-        fired = true;
+        asked = asked || !strcmp(watch[XS_WATCH_TOKEN], REQUEST_TOKEN);
+        fired = fired || strcmp(watch[XS_WATCH_TOKEN], REQUEST_TOKEN);
         free(watch);
     }
+    if (asked && !r->finished)
+        read_request(r);
     if (fired && !r->finished)
         r->ops->watch(r);
 }

@@ -195,6 +195,8 @@ int remus_run_command(struct remus_run *r, char **args, const char *input, size_
                       char *line, size_t line_bytes);
 
 void remus_run_pause_taken(struct remus_run *r, uint64_t pause_us);
+/* Requests in xenstore are read from here on (xen/include/public/remus.h); .h.domid is known. */
+void remus_run_take_requests(struct remus_run *r);
 /* From here on nobody is told of this session, in xenstore or otherwise. */
 void remus_run_hide(struct remus_run *r);
 /* Tells the user, at most twice a second unless forced. */

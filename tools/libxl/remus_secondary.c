@@ -261,6 +261,7 @@ static void begin_first_run(struct secondary *s, uint32_t domid)
     remus_guest_publish(r->xs, domid, "role", "secondary");
     remus_guest_publish(r->xs, domid, "mode", r->p->core.mode->name);
     remus_guest_publish(r->xs, domid, "peer", r->p->peer ? r->p->peer : "");
+    remus_run_take_requests(r);
     rc = xc_sr_secondary_open(&s->sr, &r->h);
     if (!rc)
         rc = remus_disks_adopt(r);

@@ -11,11 +11,15 @@
 #include <netlink/msg.h>
 #include <netlink/netlink.h>
 #include <netlink/socket.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define LEASE_TABLE   "remus"
-#define LEASE_BYTES   (8u << 10) /* of a batch: three messages of some 120 bytes a vif */
+#define LEASE_BYTES   (16u << 10) /* of a batch: five messages, some 800 bytes, a vif */
+#define NS_PER_MS     1000000ull
+#define NS_PER_S      1000000000ull
 #define ANSWER_BYTES  (8u << 10)
 
 struct remus_lease {
@@ -130,6 +134,105 @@ fail:
     return -ENOMEM;
 }
 
+/* An expression of a rule: its name, and its attributes, made by fill. */
+struct expression {
+    const char *name;
+    int (*fill)(struct nl_msg *msg, uint64_t until_ns);
+};
+
+static int load_time(struct nl_msg *msg, uint64_t until_ns)
+{
+    (void)until_ns;
+    return nla_put_u32(msg, NFTA_META_KEY, htonl(NFT_META_TIME_NS)) ||
+           nla_put_u32(msg, NFTA_META_DREG, htonl(NFT_REG_1));
+}
+
+/* Registers are compared byte by byte. */
+static int turn_bytes(struct nl_msg *msg, uint64_t until_ns)
+{
+    (void)until_ns;
+    return nla_put_u32(msg, NFTA_BYTEORDER_SREG, htonl(NFT_REG_1)) ||
+           nla_put_u32(msg, NFTA_BYTEORDER_DREG, htonl(NFT_REG_1)) ||
+           nla_put_u32(msg, NFTA_BYTEORDER_OP, htonl(NFT_BYTEORDER_HTON)) ||
+           nla_put_u32(msg, NFTA_BYTEORDER_LEN, htonl(sizeof(until_ns))) ||
+           nla_put_u32(msg, NFTA_BYTEORDER_SIZE, htonl(sizeof(until_ns)));
+}
+
+static int later_than(struct nl_msg *msg, uint64_t until_ns)
+{
+    uint64_t wire = htobe64(until_ns);
+    struct nlattr *data;
+
+    if (nla_put_u32(msg, NFTA_CMP_SREG, htonl(NFT_REG_1)) ||
+        nla_put_u32(msg, NFTA_CMP_OP, htonl(NFT_CMP_GT)) ||
+        !(data = nla_nest_start(msg, NFTA_CMP_DATA)) ||
+        nla_put(msg, NFTA_DATA_VALUE, sizeof(wire), &wire)) {
+        return -1;
+    }
+    nla_nest_end(msg, data);
+    return 0;
+}
+
+static int drop_it(struct nl_msg *msg, uint64_t until_ns)
+{
+    struct nlattr *data, *verdict;
+
+    (void)until_ns;
+    if (nla_put_u32(msg, NFTA_IMMEDIATE_DREG, htonl(NFT_REG_VERDICT)) ||
+        !(data = nla_nest_start(msg, NFTA_IMMEDIATE_DATA)) ||
+        !(verdict = nla_nest_start(msg, NFTA_DATA_VERDICT)) ||
+        nla_put_u32(msg, NFTA_VERDICT_CODE, htonl(NF_DROP))) {
+        return -1;
+    }
+    nla_nest_end(msg, verdict);
+    nla_nest_end(msg, data);
+    return 0;
+}
+
+/* The rules of a vif's chain go, or (until_ns) `meta time > until_ns drop` comes. */
+static int rule(struct remus_lease *lease, const char *vif, uint64_t until_ns)
+{
+    static const struct expression expressions[] = {
+        { "meta", load_time }, { "byteorder", turn_bytes }, { "cmp", later_than },
+        { "immediate", drop_it },
+    };
+    struct nl_msg *msg = message(lease, NFNL_SUBSYS_NFTABLES << 8 |
+                                 (until_ns ? NFT_MSG_NEWRULE : NFT_MSG_DELRULE),
+                                 until_ns ? NLM_F_CREATE | NLM_F_APPEND : 0, 0);
+    char chain[sizeof(REMUS_NFT_UNTIL) + IFNAMSIZ];
+    struct nlattr *all, *one, *data;
+    size_t i;
+
+    snprintf(chain, sizeof(chain), REMUS_NFT_UNTIL "%s", vif);
+    if (!msg || nla_put_string(msg, NFTA_RULE_TABLE, LEASE_TABLE) ||
+        nla_put_string(msg, NFTA_RULE_CHAIN, chain)) {
+        goto fail;
+    }
+    if (!until_ns) {
+        return append(lease, msg);
+    }
+    all = nla_nest_start(msg, NFTA_RULE_EXPRESSIONS);
+    for (i = 0; all && i < sizeof(expressions) / sizeof(expressions[0]); i++) {
+        if (!(one = nla_nest_start(msg, NFTA_LIST_ELEM)) ||
+            nla_put_string(msg, NFTA_EXPR_NAME, expressions[i].name) ||
+            !(data = nla_nest_start(msg, NFTA_EXPR_DATA)) ||
+            expressions[i].fill(msg, until_ns)) {
+            goto fail;
+        }
+        nla_nest_end(msg, data);
+        nla_nest_end(msg, one);
+    }
+    if (!all) {
+        goto fail;
+    }
+    nla_nest_end(msg, all);
+    return append(lease, msg);
+
+fail:
+    nlmsg_free(msg);
+    return -ENOMEM;
+}
+
 /* The kernel has answered everything when the send returns: an error for each message that failed,
  * and the acknowledgement that was asked for. */
 static int answer(struct remus_lease *lease)
@@ -162,6 +265,8 @@ static int answer(struct remus_lease *lease)
 int remus_lease_renew(struct remus_lease *lease, const char *const *vifs, unsigned int count,
                       uint64_t ms)
 {
+    struct timespec now;
+    uint64_t until_ns;
     unsigned int i;
     ssize_t n;
     int rc;
@@ -170,6 +275,8 @@ int remus_lease_renew(struct remus_lease *lease, const char *const *vifs, unsign
         return -EINVAL;
     }
     (void)answer(lease);             /* what nobody waited for */
+    clock_gettime(CLOCK_REALTIME, &now);
+    until_ns = (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec + ms * NS_PER_MS;
     lease->used = 0;
     rc = append(lease, message(lease, NFNL_MSG_BATCH_BEGIN, 0, NFNL_SUBSYS_NFTABLES));
     for (i = 0; !rc && i < count; i++) {
@@ -177,6 +284,12 @@ int remus_lease_renew(struct remus_lease *lease, const char *const *vifs, unsign
         rc = element(lease, NFT_MSG_NEWSETELEM, 0, vifs[i], 1000);
         if (!rc) {
             rc = element(lease, NFT_MSG_DELSETELEM, 0, vifs[i], 0);
+        }
+        if (!rc) {
+            rc = rule(lease, vifs[i], 0);
+        }
+        if (!rc) {
+            rc = rule(lease, vifs[i], until_ns);
         }
         if (!rc) {
             rc = element(lease, NFT_MSG_NEWSETELEM, i + 1 == count ? NLM_F_ACK : 0, vifs[i], ms);

@@ -34,6 +34,7 @@ static const char nft_create[] =
     "create table " NFT_TABLE "\n"
     "add map " NFT_TABLE " output { type ifname : verdict; }\n"
     "add map " NFT_TABLE " input { type ifname : verdict; }\n"
+    "add map " NFT_TABLE " until { type ifname : verdict; }\n"
     "add set " NFT_TABLE " fenced { type ifname; }\n"
     "add set " NFT_TABLE " leased { type ifname; }\n"
     "add set " NFT_TABLE " " REMUS_NFT_LEASE_SET " { type ifname; flags timeout; }\n"
@@ -44,6 +45,7 @@ static const char nft_create[] =
     "add rule " NFT_TABLE " output iifname vmap @output\n"
     "add rule " NFT_TABLE " leases iifname @leased iifname != @" REMUS_NFT_LEASE_SET
     " counter drop\n"
+    "add rule " NFT_TABLE " leases iifname vmap @until\n"
     "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
     "add rule " NFT_TABLE " input oifname vmap @input\n";
 
@@ -272,6 +274,12 @@ static void script_forget(char *script, const struct remus_nft_vif *old)
                    "delete chain " NFT_TABLE " %s-%u\n", nft_sides[i], old->name, nft_sides[i],
                    queue, nft_sides[i], queue);
     }
+    if (old && old->steered) {
+        script_add(script, "delete element " NFT_TABLE " until { \"%s\" }\n"
+                   "flush chain " NFT_TABLE " " REMUS_NFT_UNTIL "%s\n"
+                   "delete chain " NFT_TABLE " " REMUS_NFT_UNTIL "%s\n", old->name, old->name,
+                   old->name);
+    }
 }
 
 /* One direction of a vif: what passes, then count queues from the first on, among which the kernel
@@ -384,6 +392,9 @@ int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_que
     script_forget(script, old);
     script_steer(script, vif, 0, output_queue, CTL_OUTPUT_QUEUES, bypass, count);
     script_steer(script, vif, 1, input_queue, 1, bypass, count);
+    script_add(script, "add chain " NFT_TABLE " " REMUS_NFT_UNTIL "%s\n"
+               "add element " NFT_TABLE " until { \"%s\" : goto " REMUS_NFT_UNTIL "%s }\n",
+               vif, vif, vif);
     rc = nft_run(&n, script, vif);
 
 out:

@@ -3,11 +3,12 @@
  *
  *   table bridge remus
  *     prerouting,  first:  iifname in fenced: drop; go where output[iifname] says
- *     prerouting,  next:   iifname in leased, but not in lease: drop
  *     postrouting, last:   the same with oifname and input
+ *     prerouting, second:  iifname in leased, but not in lease: drop; go where until[iifname] says
  *
  * A protected vif has two chains of its own, output-QUEUE and input-QUEUE, named after their first
- * queue: accept what the operator declared unprotected, queue the rest.
+ * queue: accept what the operator declared unprotected, queue the rest.  A third, until-VIF, is
+ * nftlease.h's.
  *
  * One table for all guests of the host.  Base chains and their rules are made with it and never
  * changed: the kernel drops the frames of every queue when a base chain goes

@@ -905,6 +905,7 @@ static int run(struct supervisor *s)
     int code;
 
     uuid_generate(s->session);
+    (void)remus_clean_up(NULL);
     code = examine(s);
     if (code)
         return code;

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 
 /* Exit statuses of xl remus and xl remus-receive (docs/man/xl-remus.1). */
 enum {
@@ -21,6 +22,13 @@ int cmd_remus(int argc, char **argv);
 int cmd_remus_receive(int argc, char **argv);
 int cmd_remus_status(int argc, char **argv);
 int cmd_remus_decide(int argc, char **argv);
+int cmd_remus_stop(int argc, char **argv);
+int cmd_remus_switch(int argc, char **argv);
+int cmd_remus_cleanup(int argc, char **argv);
+
+/* Removes what sessions that died have left, and says so on out (NULL: to nobody).  Whether
+ * something is left. */
+bool remus_clean_up(FILE *out);
 
 /*
  * Directory of the daemons: given (--libexec), beside this program, or where they were installed.

@@ -23,7 +23,10 @@ static const struct {
     {"remus", cmd_remus, "Keep a copy of a guest on another host that takes over"},
     {"remus-receive", cmd_remus_receive, "Take such a copy (started by xl remus, through ssh)"},
     {"remus-status", cmd_remus_status, "Show this host's protected guests and copies"},
+    {"remus-stop", cmd_remus_stop, "End a guest's protection in order"},
+    {"remus-switch", cmd_remus_switch, "Let a guest's copy take over now"},
     {"remus-decide", cmd_remus_decide, "Say which side goes on (--arbiter manual)"},
+    {"remus-cleanup", cmd_remus_cleanup, "Remove what dead sessions have left"},
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

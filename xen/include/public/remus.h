@@ -226,6 +226,9 @@ struct remus_disk_open {            /* the disk as the guest knows it */
  *   peer    host name as the operator gave it
  *   reason  the last change of state, a sentence
  *   pid     process id of the coordinator
+ *   request written by operators and scripts, removed when it was read: "checkpoint", "stop" (an
+ *           orderly end), "failover" (the copy takes over now; this host's guest is destroyed)
+ *   answer  what became of the last request: "accepted: ..." or "refused: ..."
  */
 #define REMUS_XS_NODE            "remus"
 /*
