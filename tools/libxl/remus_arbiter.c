@@ -185,7 +185,8 @@ int remus_arbiter_run(const struct remus_arbiter *a, const char *word, unsigned 
         rc = -ENAMETOOLONG;
         goto out;
     }
-    if (pipe2(out, O_CLOEXEC | O_NONBLOCK)) {
+    /* Our end alone: a program whose output does not block fails when it says much at once. */
+    if (pipe2(out, O_CLOEXEC) || fcntl(out[0], F_SETFL, O_NONBLOCK)) {
         rc = -errno;
         goto out;
     }
