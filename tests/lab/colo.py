@@ -17,9 +17,10 @@ class Session:
     """`xl remus` on one host towards the other."""
 
     def __init__(self, lab, guest, host="a", peer="b", options="", env="", peer_env="",
-                 verify=True, timeout_ms=TIMEOUT_MS, interval_ms=None, arbiter=None):
+                 verify=True, timeout_ms=TIMEOUT_MS, interval_ms=None, arbiter=None,
+                 mode="colo"):
         self.lab, self.guest, self.host, self.peer = lab, guest, host, peer
-        words = [env, "xl remus --colo --verbose --timeout %d" % timeout_ms,
+        words = [env, "xl remus --%s --verbose --timeout %d" % (mode, timeout_ms),
                  "--arbiter '%s'" % arbiter if arbiter else "-F"]
         if verify:
             words.append("--verify")
@@ -77,7 +78,7 @@ class Session:
 
     def stop(self, timeout_s=60):
         """Ctrl-C: the orderly end."""
-        self.lab.execute(self.host, "pkill -INT -o -f '^xl remus --colo'", timeout_s=30)
+        self.lab.execute(self.host, "pkill -INT -o -f '^xl remus --'", timeout_s=30)
         return self.wait_end(timeout_s)
 
 

@@ -108,7 +108,7 @@ def test_help_and_wrong_arguments(lab):
     refused(lab, "xl remus", "DOMAIN", status=1)
     refused(lab, "xl remus --colo g1", "HOST", status=1)
     refused(lab, "xl remus g1 b", "--colo", status=1)
-    refused(lab, "xl remus --kemari g1 b", "COLO only", status=1)
+    refused(lab, "xl remus --kemari --curling g1 b", "one mode", status=1)
     refused(lab, "xl remus --colo -b g1 b", "/dev/null", status=1)
     refused(lab, "xl remus --colo -N x g1 b", "colo-proxyd", status=1)
     refused(lab, "xl remus --colo -p g1 b", "always", status=1)
@@ -287,7 +287,7 @@ def test_a_wrong_secret_is_turned_away(lab):
 
 def test_a_malformed_hello_is_refused(lab):
     for changes in ({"name": "../../etc"}, {"name": ""}, {"name": "n" * 64}, {"protocol": 3},
-                    {"mode": "remus"}, {"mode": 7}, {"memory_kb": -1}, {"session": "x"},
+                    {"mode": "turbo"}, {"mode": 7}, {"memory_kb": -1}, {"session": "x"},
                     {"vifs": [{}] * 9}, {"net": True, "vifs": [{"bridge": "../x"}]},
                     {"type": "hullo"}, {"deadline_ms": 1.5}, {"arbiter": "../x"}, {"arbiter": 0}):
         got = receiver_says(lab, **changes)

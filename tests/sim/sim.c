@@ -17,11 +17,13 @@
 static void choose(struct world *w)
 {
     static const char *const mode_names[16] = {
-        "colo", "colo", "colo", "colo", "colo", "colo", "colo", "colo", "colo",
-        "remus", "remus", "remus", "kemari", "kemari", "curling", "colo",
+        "colo", "colo", "colo", "colo", "colo", "colo", "colo", "colo", "auto",
+        "remus", "remus", "remus", "kemari", "kemari", "curling", "auto",
     };
 
     w->mode = remus_mode_by_name(mode_names[chance(w, 16)]);
+    w->switch_us = chance(w, 4) ? 0 : between(w, 100 * MS, 2000 * MS);
+    w->keeps = strcmp(w->mode->name, "curling") && (!w->switch_us || chance(w, 4));
     w->net = chance(w, 20) != 0;
     w->disk.has = chance(w, 4) != 0;
     w->disk.slow_us = chance(w, 2) ? between(w, 1, 20 * MS) : 0;
@@ -32,6 +34,15 @@ static void choose(struct world *w)
     w->output_of_16 = (unsigned int)between(w, 4, 16);
     w->oracle = chance(w, 2) ? ORACLE_POWER : ORACLE_LEASE;
     w->arbiter_us = between(w, 2 * MS, 100 * MS);
+}
+
+static void want_mode(struct world *w)
+{
+    static const char *const names[5] = { "colo", "remus", "kemari", "auto", "curling" };
+    const struct replication_mode *mode = remus_mode_by_name(names[chance(w, w->keeps ? 4 : 5)]);
+
+    trace(w, "operator", "wants %s", mode->name);
+    node_event(w, REMUS_PRIMARY, &(struct remus_event){ .type = RE_MODE, .value = mode->wire });
 }
 
 static bool over(const struct world *w, uint64_t last_fault, uint64_t *settled_at)
@@ -72,6 +83,9 @@ static bool run(struct world *w, uint64_t seed)
     node_start(w);
     post(w, K_CLIENT, REMUS_PRIMARY, w->client_us);
     post(w, K_MERGE, REMUS_SECONDARY, w->latency_us);
+    if (w->switch_us) {
+        post(w, K_MODE, REMUS_PRIMARY, w->switch_us);
+    }
     if (w->noise_us) {
         post(w, K_NOISE, REMUS_PRIMARY, w->noise_us);
         post(w, K_NOISE, REMUS_SECONDARY, w->noise_us);
@@ -90,6 +104,10 @@ static bool run(struct world *w, uint64_t seed)
         case K_FAULT:
             fault_fire(w, &w->fault[e.a]);
             last_fault = w->now;
+            break;
+        case K_MODE:
+            want_mode(w);
+            post(w, K_MODE, REMUS_PRIMARY, w->now + between(w, 1, 2 * w->switch_us));
             break;
         case K_MERGE:
             disk_merge(w);

@@ -75,7 +75,12 @@ struct guest {
     uint64_t wrote[SIM_SECTORS]; /* what it knows of its disk */
 };
 
-struct snapshot { struct guest guest; uint32_t carried; uint64_t epoch, disk_epoch; };
+struct snapshot {
+    struct guest guest;
+    uint32_t carried;
+    uint64_t epoch, disk_epoch;
+    uint16_t mode;               /* of the epoch that follows */
+};
 
 /* ---- Events --------------------------------------------------------------------------------- */
 
@@ -91,6 +96,7 @@ enum sim_kind {
     K_DEADLINE,                  /* a held output waits for its partner for too long */
     K_ARBITER,
     K_SUPERVISOR,                /* what the process above a dead coordinator does */
+    K_MODE,                      /* an operator wants another mode */
 };
 
 enum packet_kind { PACKET_INPUT, PACKET_OUTPUT, PACKET_EOF };
@@ -155,6 +161,7 @@ struct sim_disk {
 
 struct proxy {
     bool protects, held, input_stopped, wanted;
+    const struct replication_mode *mode; /* of the epoch that runs */
     uint64_t epoch;
     uint64_t cut[SNAPS];         /* outputs of epoch e have an index below cut[e % SNAPS] */
     uint64_t safe, released;     /* indices below */
@@ -178,6 +185,8 @@ struct world {
     bool trace, failed;
     char why[240];
     const struct replication_mode *mode;
+    uint64_t switch_us;          /* an operator wants another one about as often; 0: never */
+    bool keeps;                  /* all modes that are used hold output */
     bool net;
     uint64_t latency_us, jitter_us, client_us, noise_us;
     unsigned int output_of_16;   /* inputs that are answered */
@@ -223,7 +232,7 @@ void client_event(struct world *w);
 void proxy_pump(struct world *w);
 void proxy_input(struct world *w, uint64_t input);
 void proxy_flush_input(struct world *w);
-void proxy_cut(struct world *w, uint64_t epoch);
+void proxy_cut(struct world *w, uint64_t epoch, uint16_t mode);
 void proxy_unprotect(struct world *w);
 void proxy_partner(struct world *w, uint64_t epoch, uint64_t index, uint64_t content);
 void proxy_deadline(struct world *w, uint64_t epoch, uint64_t index);

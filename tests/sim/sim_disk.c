@@ -172,7 +172,10 @@ void disk_event(struct world *w, const struct sim_event *e)
 /* An epoch is whole when its memory is here, and what was written to disks before it, too. */
 void disk_complete(struct world *w)
 {
-    struct remus_event event = { .type = RE_PEER_EPOCH_COMPLETE, .epoch = D->received };
+    struct remus_event event = {
+        .type = RE_PEER_EPOCH_COMPLETE, .epoch = D->received,
+        .value = w->snap[D->received % SNAPS].mode,
+    };
 
     if (!D->received || (D->has && D->here < w->snap[D->received % SNAPS].disk_epoch &&
                          w->mutation != BREAK_DISK_EARLY)) {

@@ -33,7 +33,7 @@ const char *const sim_break_names[BREAK_COUNT] = {
 
 static const char *const event_names[] = {
     [RE_TICK] = "TICK", [RE_LINK_LOST] = "LINK_LOST", [RE_OPERATOR_STOP] = "OPERATOR_STOP",
-    [RE_SWITCH] = "SWITCH",
+    [RE_SWITCH] = "SWITCH", [RE_MODE] = "MODE",
     [RE_ARBITRATED] = "ARBITRATED", [RE_FAILED] = "FAILED", [RE_DAEMON_LOST] = "DAEMON_LOST",
     [RE_FRAME_ANY] = "FRAME_ANY", [RE_PEER_READY] = "PEER_READY", [RE_PEER_ACK] = "PEER_ACK",
     [RE_PEER_APPLIED] = "PEER_APPLIED", [RE_PEER_CHECKPOINT] = "PEER_CHECKPOINT",
@@ -181,7 +181,7 @@ static void primary_runs(struct world *w)
     }
 }
 
-static void stage(struct world *w, uint64_t epoch)
+static void stage(struct world *w, uint64_t epoch, uint16_t mode)
 {
     struct snapshot *snap = &w->snap[epoch % SNAPS];
 
@@ -189,6 +189,7 @@ static void stage(struct world *w, uint64_t epoch)
     snap->carried = P->guest.dirty;
     snap->epoch = epoch;
     snap->disk_epoch = w->disk.epoch;
+    snap->mode = mode;
     P->guest.dirty = 0;
 }
 
@@ -525,7 +526,7 @@ void node_start(struct world *w)
 
 static void begin_base(struct world *w)
 {
-    stage(w, 0);
+    stage(w, 0, w->mode->wire);
     /* The image as the secondary's builder will find it: everything, whatever is dirty. */
     S->guest = w->snap[0].guest;
     S->guest.dirty = 0;
@@ -560,7 +561,7 @@ static void apply_done(struct world *w, const struct remus_event *event)
     S->torn = false;
     S->ended = false;
     node_event(w, REMUS_SECONDARY, event);
-    if (w->mode->secondary_runs && S->domain) {
+    if (S->core.mode->secondary_runs && S->domain && S->core.state == RS_RUN) {
         S->running = true;
         guest_runs(w, REMUS_SECONDARY);
         shadow_pump(w);
@@ -622,14 +623,14 @@ static void node_answer(struct world *w, const struct sim_event *e)
         if (P->running) {
             violation(w, "a checkpoint is staged while the guest runs");
         }
-        stage(w, n->core.pending_epoch);
+        stage(w, n->core.pending_epoch, n->core.next->wire);
         w->disk.staged = true;
         break;
     case RE_CUT_DONE:
         if (e->generation != n->operation || n->daemon_dead) {
             return;
         }
-        proxy_cut(w, n->core.pending_epoch);
+        proxy_cut(w, n->core.pending_epoch, w->snap[n->core.pending_epoch % SNAPS].mode);
         break;
     case RE_RESUMED:
         if (e->generation != n->operation) {

@@ -174,7 +174,7 @@ void trace(struct world *w, const char *who, const char *format, ...)
 /* Whether the mode promises that what the world saw is never contradicted. */
 bool world_is_kept(const struct world *w)
 {
-    return w->mode->holds_output && w->net;
+    return w->keeps && w->net;
 }
 
 /* ---- Guests --------------------------------------------------------------------------------- */
@@ -384,14 +384,16 @@ void proxy_pump(struct world *w)
     struct proxy *x = &w->proxy;
     const struct node *p = &w->node[REMUS_PRIMARY];
     uint32_t id;
+    bool earlier;
 
     if (!w->net && w->node[REMUS_SECONDARY].open) {
         return; /* nothing fences a network that takes no part; the client listens to one */
     }
     while (proxy_open(w) && w->client.seen < w->output[p->guest.newest].index) {
         id = output_at(w, p->guest.newest, w->client.seen + 1);
-        if (x->protects && w->mode->holds_output && w->output[id].index > x->safe &&
-            !(w->mode->compares && matched(w, &w->output[id]))) {
+        earlier = x->protects && w->output[id].index <= x->cut[(x->epoch - 1) % SNAPS];
+        if (x->protects && (earlier || x->mode->holds_output) && w->output[id].index > x->safe &&
+            !(x->mode->compares && matched(w, &w->output[id]))) {
             return;
         }
         emit(w, REMUS_PRIMARY, id);
@@ -406,7 +408,7 @@ static void new_output(struct world *w, enum remus_role role)
     if (role == REMUS_SECONDARY) {
         if (w->node[role].open) {
             shadow_open(w);
-        } else if (w->mode->compares && !w->node[role].daemon_dead) {
+        } else if (w->node[role].core.mode->compares && !w->node[role].daemon_dead) {
             packet_send(w, REMUS_PRIMARY, PACKET_OUTPUT, w->node[role].core.epoch, o->index,
                         o->content);
         }
@@ -414,9 +416,9 @@ static void new_output(struct world *w, enum remus_role role)
     }
     proxy_pump(w);
     if (w->client.seen < o->index && w->proxy.protects && !w->proxy.held) {
-        if (w->mode->output_triggers) {
+        if (w->proxy.mode->output_triggers) {
             want_checkpoint(w);
-        } else if (w->mode->compares) {
+        } else if (w->proxy.mode->compares) {
             e = post(w, K_DEADLINE, REMUS_PRIMARY, w->now + 50 * MS);
             e->a = w->proxy.epoch;
             e->b = o->index;
@@ -445,7 +447,7 @@ void proxy_input(struct world *w, uint64_t input)
         }
         return;
     }
-    if (x->protects && w->mode->compares) {
+    if (x->protects && x->mode->compares) {
         packet_send(w, REMUS_SECONDARY, PACKET_INPUT, x->epoch, input, 0);
     }
     guest_input(w, REMUS_PRIMARY, input);
@@ -465,12 +467,13 @@ void proxy_flush_input(struct world *w)
     }
 }
 
-void proxy_cut(struct world *w, uint64_t epoch)
+void proxy_cut(struct world *w, uint64_t epoch, uint16_t mode)
 {
     struct proxy *x = &w->proxy;
 
     x->cut[epoch % SNAPS] = w->output[w->node[REMUS_PRIMARY].guest.newest].index;
     x->epoch = epoch + 1;
+    x->mode = remus_mode_by_wire(mode);
     x->protects = true;
     x->wanted = false;
     memset(x->partner, 0, sizeof(x->partner));

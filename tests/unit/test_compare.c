@@ -1055,6 +1055,54 @@ static void s25_a_flow_older_than_protection_is_taken_up_at_its_data(void **stat
     checkpoint(CTL_WHY_DIVERGED);
 }
 
+static void without_a_copy_that_runs_output_waits_for_its_epoch(void **state)
+{
+    uint64_t p1, p2;
+
+    (void)state;
+    known_flow();
+    p1 = primary(DATA(0, 100));
+    cmp_compare(w->c, false);
+    cut();
+    p2 = primary(DATA(100, 100));
+    secondary(DATA(100, 100));
+    held(p1);
+    held(p2);
+    release_epoch(w->epoch - 1);
+    released(p1);
+    held(p2);
+    pass(10 * DEADLINE_MAX);
+    no_checkpoint();
+    cut();
+    release_epoch(w->epoch - 1);
+    released(p2);
+}
+
+/* What both have said since it was compared last is as good as equal: the checkpoint made it so. */
+static void when_the_copy_runs_again_connections_are_taken_up_where_they_are(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    handshake(7777);
+    cmp_compare(w->c, false);
+    whole_checkpoint();
+    primary(DATA(0, 1000));
+    input(TCP(.ip.from_peer = true, .seq = 5000, .ack = 2000));
+    cmp_compare(w->c, true);
+    whole_checkpoint();
+    p = primary(DATA(1000, 100));
+    held(p);
+    secondary(DATA(1000, 100));
+    released(p);
+    p = primary(DATA(1100, 100));
+    bytes[1150] ^= 1;
+    secondary(DATA(1100, 100));
+    bytes[1150] ^= 1;
+    held(p);
+    checkpoint(CTL_WHY_DIVERGED);
+}
+
 static void s25_a_flow_taken_up_at_a_keepalive_is_not_held_for_the_gap(void **state)
 {
     uint64_t p = primary(TCP(.seq = 999)); /* a keepalive stands one below */
@@ -2280,6 +2328,8 @@ int main(void)
         T(s24_sequence_numbers_wrap_through_zero),
         T(s24_the_syn_may_be_the_last_number_before_zero),
         T(s25_a_flow_older_than_protection_is_taken_up_at_its_data),
+        T(without_a_copy_that_runs_output_waits_for_its_epoch),
+        T(when_the_copy_runs_again_connections_are_taken_up_where_they_are),
         T(s25_a_flow_taken_up_at_a_keepalive_is_not_held_for_the_gap),
         T(s26_udp_in_another_order_is_released),
         T(s26_each_equal_datagram_answers_for_one),

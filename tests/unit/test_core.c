@@ -218,7 +218,7 @@ static void walk_secondary(struct fixture *f, enum remus_state to, uint64_t epoc
             event3(f, RE_PEER_EPOCH_FRAME, f->core.epoch, 0);
             break;
         case RS_RECEIVE:
-            event3(f, RE_PEER_EPOCH_COMPLETE, f->core.epoch, 0);
+            event3(f, RE_PEER_EPOCH_COMPLETE, f->core.epoch, REMUS_MODE_COLO);
             break;
         case RS_APPLY:
             event(f, RE_APPLIED);
@@ -254,11 +254,200 @@ TEST(modes_are_found_by_name_and_by_number)
     assert_ptr_equal(remus_mode_by_name("remus"), remus_mode_by_wire(REMUS_MODE_REMUS));
     assert_ptr_equal(remus_mode_by_name("kemari"), remus_mode_by_wire(REMUS_MODE_KEMARI));
     assert_ptr_equal(remus_mode_by_name("curling"), remus_mode_by_wire(REMUS_MODE_CURLING));
+    assert_ptr_equal(remus_mode_by_name("auto"), remus_mode_by_wire(REMUS_MODE_AUTO));
     assert_null(remus_mode_by_name("turbo"));
     assert_null(remus_mode_by_wire(77));
     assert_int_equal(remus_mode_by_name("remus")->period_ms, 200);
     assert_true(remus_mode_by_name("kemari")->output_triggers);
     assert_false(remus_mode_by_name("curling")->holds_output);
+}
+
+/* One checkpoint of a primary that runs, for the reason given (1: output differs); it takes ms. */
+static void checkpoint(struct fixture *f, uint64_t why, uint64_t ms)
+{
+    uint64_t epoch = f->core.epoch;
+
+    for (unsigned int i = 0; f->core.state == RP_RUN && i < 100; i++) {
+        event3(f, RE_CHECKPOINT_WANTED, epoch, why);
+        if (f->core.state == RP_RUN) {
+            pass(f, 10 * MS);
+        }
+    }
+    expect_state(f, RP_SUSPEND);
+    event(f, RE_SUSPENDED);
+    event(f, RE_INPUT_STOPPED);
+    event(f, RE_DRAINED);
+    event(f, RE_STAGED);
+    event(f, RE_CUT_DONE);
+    event(f, RE_RESUMED);
+    pass(f, ms * MS);
+    event3(f, RE_PEER_ACK, epoch, 0);
+    event3(f, RE_PEER_APPLIED, epoch, 0);
+}
+
+TEST(a_mode_that_is_asked_for_begins_with_the_next_epoch)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_RUN, 3);
+    event3(&f, RE_MODE, 0, REMUS_MODE_REMUS);
+    pass(&f, 20 * MS);
+    expect_state(&f, RP_SUSPEND); /* at once */
+    assert_string_equal(f.core.mode->name, "colo");
+    event(&f, RE_SUSPENDED);
+    event(&f, RE_INPUT_STOPPED);
+    event(&f, RE_DRAINED);
+    assert_int_equal(only(&f, RA_STAGE)->value, REMUS_MODE_REMUS);
+    event(&f, RE_STAGED);
+    assert_int_equal(only(&f, RA_CUT)->value, REMUS_MODE_REMUS);
+    assert_string_equal(f.core.mode->name, "colo");
+    event(&f, RE_CUT_DONE);
+    assert_string_equal(f.core.mode->name, "remus");
+}
+
+TEST(a_mode_that_is_asked_for_while_state_is_copied_waits_for_the_checkpoint_after)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_STAGE, 3);
+    event3(&f, RE_MODE, 0, REMUS_MODE_KEMARI);
+    event(&f, RE_STAGED);
+    assert_int_equal(only(&f, RA_CUT)->value, REMUS_MODE_COLO);
+    event(&f, RE_CUT_DONE);
+    assert_string_equal(f.core.mode->name, "colo");
+}
+
+TEST(a_mode_that_does_not_exist_changes_nothing)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_RUN, 3);
+    event3(&f, RE_MODE, 0, 77);
+    event3(&f, RE_MODE, 0, (1ull << 32) + REMUS_MODE_REMUS);
+    pass(&f, 100 * MS);
+    expect_state(&f, RP_RUN);
+    assert_string_equal(f.core.wanted->name, "colo");
+}
+
+TEST(each_mode_has_its_own_period_and_the_operators_is_for_the_one_he_chose)
+{
+    struct remus_core_params p = {
+        .role = REMUS_PRIMARY, .mode = remus_mode_by_name("remus"), .net = true, .period_ms = 500,
+    };
+    struct fixture f;
+
+    memset(&f, 0, sizeof(f));
+    f.now = 1000000;
+    assert_int_equal(remus_core_init(&f.core, &p, f.now, &f.out), 0);
+    walk_primary(&f, RP_RUN, 2);
+    pass(&f, 400 * MS);
+    expect_state(&f, RP_RUN);
+    pass(&f, 200 * MS);
+    expect_state(&f, RP_SUSPEND);
+    walk_primary(&f, RP_RUN, 3);
+    event3(&f, RE_MODE, 0, REMUS_MODE_COLO);
+    walk_primary(&f, RP_RUN, 4);
+    pass(&f, 9000 * MS);
+    expect_state(&f, RP_RUN);
+    pass(&f, 2000 * MS);
+    expect_state(&f, RP_SUSPEND);
+}
+
+TEST(auto_leaves_colo_when_every_epoch_ends_with_a_difference)
+{
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "auto", true);
+    walk_primary(&f, RP_RUN, 2);
+    assert_string_equal(f.core.mode->name, "colo");
+    for (unsigned int i = 0; i < 8 && !strcmp(f.core.mode->name, "colo"); i++) {
+        checkpoint(&f, 1, 50);
+    }
+    assert_string_equal(f.core.mode->name, "remus");
+    assert_true(f.core.chooses);
+}
+
+TEST(auto_stays_with_colo_when_output_differs_now_and_then)
+{
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "auto", true);
+    walk_primary(&f, RP_RUN, 2);
+    for (unsigned int i = 0; i < 40; i++) {
+        pass(&f, 1000 * MS);
+        checkpoint(&f, 1, 50);
+        assert_string_equal(f.core.mode->name, "colo");
+    }
+}
+
+TEST(auto_does_not_count_checkpoints_that_nobody_asked_for_by_comparing)
+{
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "auto", true);
+    walk_primary(&f, RP_RUN, 2);
+    for (unsigned int i = 0; i < 40; i++) {
+        checkpoint(&f, 0, 50);
+        assert_string_equal(f.core.mode->name, "colo");
+    }
+}
+
+TEST(auto_tries_colo_again_and_waits_longer_each_time_that_it_does_not_pay)
+{
+    uint64_t began, stayed = 0;
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "auto", true);
+    walk_primary(&f, RP_RUN, 2);
+    for (unsigned int round = 0; round < 3; round++) {
+        while (!strcmp(f.core.mode->name, "colo")) {
+            checkpoint(&f, 1, 50);
+        }
+        began = f.now;
+        while (strcmp(f.core.mode->name, "colo")) {
+            checkpoint(&f, 0, 50);
+        }
+        assert_true(f.now - began > stayed + stayed / 2);
+        stayed = f.now - began;
+    }
+    assert_true(stayed > 100000 * MS);
+    for (unsigned int i = 0; i < 20; i++) { /* COLO pays again ... */
+        pass(&f, 1000 * MS);
+        checkpoint(&f, 0, 50);
+    }
+    while (!strcmp(f.core.mode->name, "colo")) { /* ... and then does not */
+        checkpoint(&f, 1, 50);
+    }
+    began = f.now;
+    while (strcmp(f.core.mode->name, "colo")) {
+        checkpoint(&f, 0, 50);
+    }
+    assert_true(f.now - began < stayed / 2);
+}
+
+TEST(a_secondary_runs_its_copy_as_the_epoch_says)
+{
+    struct fixture f;
+
+    walk_secondary(&f, RS_RECEIVE, 2);
+    event3(&f, RE_PEER_EPOCH_COMPLETE, 2, REMUS_MODE_REMUS);
+    expect(&f, RA_ACK, RA_APPLY);
+    assert_int_equal(f.out.list[1].value, REMUS_MODE_REMUS);
+    assert_string_equal(f.core.mode->name, "colo");
+    event(&f, RE_APPLIED);
+    assert_string_equal(f.core.mode->name, "remus");
+}
+
+TEST(an_epoch_whose_mode_makes_no_sense_is_refused)
+{
+    static const uint64_t bad[] = { 0, REMUS_MODE_AUTO, 77, (1ull << 32) + REMUS_MODE_COLO };
+    struct fixture f;
+
+    for (unsigned int i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        walk_secondary(&f, RS_RECEIVE, 2);
+        event3(&f, RE_PEER_EPOCH_COMPLETE, 2, bad[i]);
+        expect(&f, RA_SEND_ERROR, RA_DROP_PARTIAL, RA_DESTROY);
+    }
 }
 
 TEST(parameters_that_make_no_sense_are_refused)
@@ -1381,7 +1570,7 @@ TEST(an_epoch_is_acknowledged_when_complete_and_then_applied)
     expect_nothing(&f);
     expect_state(&f, RS_RECEIVE);
     event3(&f, RE_PEER_EPOCH_FRAME, 1, 0);
-    event3(&f, RE_PEER_EPOCH_COMPLETE, 1, 0);
+    event3(&f, RE_PEER_EPOCH_COMPLETE, 1, REMUS_MODE_COLO);
     expect(&f, RA_ACK, RA_APPLY);
     assert_int_equal(f.out.list[0].epoch, 1);
     event(&f, RE_APPLIED);
@@ -1395,10 +1584,10 @@ TEST(an_epoch_of_one_frame_is_complete_at_once)
     struct fixture f;
 
     walk_secondary(&f, RS_BASE, 1);
-    event3(&f, RE_PEER_EPOCH_COMPLETE, 1, 0);
+    event3(&f, RE_PEER_EPOCH_COMPLETE, 1, REMUS_MODE_COLO);
     expect(&f, RA_ACK, RA_APPLY);
     walk_secondary(&f, RS_RUN, 3);
-    event3(&f, RE_PEER_EPOCH_COMPLETE, 3, 0);
+    event3(&f, RE_PEER_EPOCH_COMPLETE, 3, REMUS_MODE_COLO);
     expect(&f, RA_ACK, RA_APPLY);
 }
 
@@ -1410,7 +1599,7 @@ TEST(a_wrong_epoch_or_a_wrong_frame_is_answered_with_error_and_letting_go)
     event3(&f, RE_PEER_EPOCH_FRAME, 4, 0);
     expect(&f, RA_SEND_ERROR, RA_DESTROY);
     walk_secondary(&f, RS_RECEIVE, 3);
-    event3(&f, RE_PEER_EPOCH_COMPLETE, 2, 0);
+    event3(&f, RE_PEER_EPOCH_COMPLETE, 2, REMUS_MODE_COLO);
     expect(&f, RA_SEND_ERROR, RA_DROP_PARTIAL, RA_DESTROY);
     walk_secondary(&f, RS_APPLY, 3);
     event3(&f, RE_PEER_EPOCH_FRAME, 4, 0);
@@ -1808,6 +1997,16 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         T(modes_are_found_by_name_and_by_number),
+        T(a_mode_that_is_asked_for_begins_with_the_next_epoch),
+        T(a_mode_that_is_asked_for_while_state_is_copied_waits_for_the_checkpoint_after),
+        T(a_mode_that_does_not_exist_changes_nothing),
+        T(each_mode_has_its_own_period_and_the_operators_is_for_the_one_he_chose),
+        T(auto_leaves_colo_when_every_epoch_ends_with_a_difference),
+        T(auto_stays_with_colo_when_output_differs_now_and_then),
+        T(auto_does_not_count_checkpoints_that_nobody_asked_for_by_comparing),
+        T(auto_tries_colo_again_and_waits_longer_each_time_that_it_does_not_pay),
+        T(a_secondary_runs_its_copy_as_the_epoch_says),
+        T(an_epoch_whose_mode_makes_no_sense_is_refused),
         T(parameters_that_make_no_sense_are_refused),
         T(an_unknown_event_is_ignored_and_flagged),
         T(an_answer_that_was_never_asked_for_is_ignored_and_flagged),

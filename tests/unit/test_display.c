@@ -25,8 +25,8 @@ static struct remus_status copying(void)
 static struct remus_status running(void)
 {
     return (struct remus_status){
-        .state = RP_RUN, .domain = "web1", .peer = "beta", .mode = "colo", .domid = 7,
-        .protected_now = true, .epoch = 12, .epoch_age_ms = 1500, .checkpoints = 11,
+        .state = RP_RUN, .domain = "web1", .peer = "beta", .mode = "colo",
+        .running_mode = "colo", .domid = 7, .protected_now = true, .epoch = 12, .epoch_age_ms = 1500, .checkpoints = 11,
         .dirty_pages = 540, .pause_us = 12345, .pause_us_median = 11000, .pause_us_max = 30000,
         .held_packets = 3, .output_delay_us = 850,
     };
@@ -110,11 +110,23 @@ static void the_live_line_names_what_an_operator_wants(void **state)
     (void)state;
     strcpy(s.last_divergence, "tcp 10.0.0.1:80");
     display_live(text, sizeof(text), 300, &s, 0);
-    assert_string_equal(text, "web1: protected  epoch 12 (1500 ms)  dirty 540  pause 12 ms  "
-                              "held 3  delay 850 us  last divergence: tcp 10.0.0.1:80");
+    assert_string_equal(text, "web1 (colo): protected  epoch 12 (1500 ms)  dirty 540  "
+                              "pause 12 ms  held 3  delay 850 us  "
+                              "last divergence: tcp 10.0.0.1:80");
     s.verify_bad = 2;
     display_live(text, sizeof(text), 300, &s, 0);
     assert_non_null(strstr(text, "VERIFY: 2 bad"));
+}
+
+static void the_live_line_tells_what_auto_has_chosen(void **state)
+{
+    struct remus_status s = running();
+    char text[DISPLAY_LINE_BYTES];
+
+    (void)state;
+    snprintf(s.mode, sizeof(s.mode), "auto");
+    display_live(text, sizeof(text), 300, &s, 0);
+    assert_ptr_equal(strstr(text, "web1 (auto: colo): protected"), text);
 }
 
 static void only_an_acknowledged_epoch_is_called_protected(void **state)
@@ -315,6 +327,7 @@ int main(void)
         cmocka_unit_test(the_bar_stands_before_anything_is_known),
         cmocka_unit_test(no_line_is_wider_than_the_terminal),
         cmocka_unit_test(the_live_line_names_what_an_operator_wants),
+        cmocka_unit_test(the_live_line_tells_what_auto_has_chosen),
         cmocka_unit_test(only_an_acknowledged_epoch_is_called_protected),
         cmocka_unit_test(plain_output_is_sparse_while_nothing_changes),
         cmocka_unit_test(the_rate_counts_from_the_first_sight_of_the_copy),

@@ -350,6 +350,19 @@ static void all_options_are_taken(void **state)
     assert_string_equal(o.ssh, "myssh");
 }
 
+static void without_a_mode_it_is_remus(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("a b"), 0);
+    assert_string_equal(o.mode, "remus");
+    assert_int_equal(parse("--kemari a b"), 0);
+    assert_string_equal(o.mode, "kemari");
+    assert_int_equal(parse("--curling a b"), 0);
+    assert_string_equal(o.mode, "curling");
+    assert_int_equal(parse("--auto a b"), 0);
+    assert_string_equal(o.mode, "auto");
+}
+
 static void a_line_is_refused_with(const char *line, const char *words)
 {
     assert_int_equal(parse(line), -EINVAL);
@@ -363,11 +376,6 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("--colo", "DOMAIN and a HOST");
     a_line_is_refused_with("--colo web1", "HOST");
     a_line_is_refused_with("--colo a b c", "too many");
-    a_line_is_refused_with("a b", "--colo");
-    a_line_is_refused_with("--kemari a b", "--kemari is not part");
-    a_line_is_refused_with("--curling a b", "COLO only");
-    a_line_is_refused_with("--auto a b", "COLO only");
-    a_line_is_refused_with("--remus a b", "COLO only");
     a_line_is_refused_with("--colo --kemari a b", "one mode");
     a_line_is_refused_with("-c -p a b", "always used");
     a_line_is_refused_with("-c -b a b", "/dev/null");
@@ -626,6 +634,7 @@ int main(void)
         T(a_plain_command_line_gives_defaults),
         T(unprotected_traffic_comes_from_the_line_and_from_a_file),
         T(all_options_are_taken),
+        T(without_a_mode_it_is_remus),
         T(wrong_lines_say_what_is_wrong),
         T(help_and_release_need_no_mode),
         T(options_end_at_the_domain),

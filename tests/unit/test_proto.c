@@ -56,6 +56,7 @@ static void fill_epoch(struct xc_sr_epoch *e, uint64_t number, uint64_t pages)
 
     xc_sr_epoch_reset(e, number);
     e->suspended_us = 1234;
+    e->mode = REMUS_MODE_KEMARI;
     for (uint64_t i = 0; i < pages; i++) {
         assert_int_equal(xc_sr_epoch_add_page(e, 2 * i + 1, &data), 0);
         memset(data, i % 3 ? (int)(i & 0xff) : 0, XC_SR_PAGE_BYTES);
@@ -128,6 +129,7 @@ static void same(const struct xc_sr_epoch *a, const struct xc_sr_epoch *b)
     assert_int_equal(a->pages, b->pages);
     assert_int_equal(a->record_count, b->record_count);
     assert_int_equal(a->suspended_us, b->suspended_us);
+    assert_int_equal(a->mode, b->mode);
     if (a->pages) {
         assert_memory_equal(a->gfns, b->gfns, a->pages * sizeof(a->gfns[0]));
         assert_memory_equal(a->data, b->data, a->pages * XC_SR_PAGE_BYTES);
@@ -619,6 +621,13 @@ static int end_wrong_checksum(struct bench *b)
     e.checksum++;
     return give(b, REMUS_FRAME_EPOCH_END, 5, &e, sizeof(e));
 }
+static int end_reserved(struct bench *b)
+{
+    struct remus_epoch_end e = good_end(b);
+
+    e.reserved[2] = 1;
+    return give(b, REMUS_FRAME_EPOCH_END, 5, &e, sizeof(e));
+}
 static int end_in_record(struct bench *b)
 {
     struct remus_epoch_end e;
@@ -645,6 +654,7 @@ TEST(a_bad_end_of_an_epoch_is_refused)
     refused(end_wrong_pages, "announced");
     refused(end_wrong_records, "announced");
     refused(end_wrong_checksum, "checksum");
+    refused(end_reserved, "reserved");
     refused(end_in_record, "inside a record");
     refused(end_short, "EPOCH_END frame of");
 }

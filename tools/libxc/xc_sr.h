@@ -196,6 +196,7 @@ struct xc_sr_epoch {
     uint32_t record_room[XC_SR_EPOCH_RECORDS];
     unsigned int record_count;
     uint64_t suspended_us;
+    uint16_t mode;               /* REMUS_MODE_* of the epoch that follows */
 };
 void xc_sr_epoch_reset(struct xc_sr_epoch *e, uint64_t number);
 /* Room for one more page; *data is where its 4096 bytes go. -ENOMEM when memory is out. */

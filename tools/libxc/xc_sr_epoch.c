@@ -18,6 +18,7 @@ void xc_sr_epoch_reset(struct xc_sr_epoch *e, uint64_t number)
     e->pages = 0;
     e->record_count = 0;
     e->suspended_us = 0;
+    e->mode = 0;
 }
 
 static int grow_pages(struct xc_sr_epoch *e)

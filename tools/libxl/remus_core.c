@@ -13,7 +13,8 @@
  *                echoed for as long: it may release output only while the secondary is sure to
  *                trust it.
  *   deadline     of the state, see state_info: suspend, drain, stage, acknowledge, apply, stop
- *   checkpoint   RP_RUN: asked for or period_ms old, not before rest_ms and a retry's delay, and
+ *   checkpoint   RP_RUN: asked for or as old as the mode lets it get, not before its rest and a
+ *                retry's delay, and
  *                not before the guest ran for as long as it was stopped for the last one: a guest
  *                whose output always differs keeps half of its time
  *   resume       a guest that was told to resume and has not answered is told again
@@ -43,6 +44,12 @@
 #define UNPROTECT_TRIES      10u
 #define APPLY_TRIES          3u
 
+/* The mode that chooses (p_choose). */
+#define AUTO_WINDOW_MS       10000u  /* of COLO, after which the count begins again */
+#define AUTO_LEAST           5u      /* differences that it is judged by */
+#define AUTO_STAY_MS         30000u  /* Remus, for the first time */
+#define AUTO_STAY_MAX_MS     600000u
+
 /* core->flags */
 #define F_PEER_MAY_RUN   0x0001u   /* primary: epoch 1 was sent, a secondary may become active */
 #define F_LOST           0x0002u   /* the peer counts as lost */
@@ -56,6 +63,7 @@
 #define F_GUEST_ENDED    0x0200u
 #define F_UNPROTECTED    0x0400u
 #define F_FENCED         0x0800u
+#define F_DIVERGED       0x1000u   /* primary: comparison asked for the checkpoint of this epoch */
 #define F_BUG            REMUS_CORE_BUG
 
 #define EVENT_COUNT (RE_DESTROYED + 1)
@@ -65,13 +73,17 @@ typedef void step_fn(struct remus_core *c, const struct remus_event *e,
 
 /* ---- Modes ---------------------------------------------------------------------------------- */
 
+enum { MODE_COLO, MODE_REMUS };     /* in the table, for the mode that chooses */
+
 static const struct replication_mode modes[] = {
-    { .name = "colo", .wire = REMUS_MODE_COLO, .secondary_runs = true, .compares = true,
-      .holds_output = true, .period_ms = 10000, .rest_ms = 10 },
-    { .name = "remus", .wire = REMUS_MODE_REMUS, .holds_output = true, .period_ms = 200 },
+    [MODE_COLO] = { .name = "colo", .wire = REMUS_MODE_COLO, .secondary_runs = true,
+                    .compares = true, .holds_output = true, .period_ms = 10000, .rest_ms = 10 },
+    [MODE_REMUS] = { .name = "remus", .wire = REMUS_MODE_REMUS, .holds_output = true,
+                     .period_ms = 200 },
     { .name = "kemari", .wire = REMUS_MODE_KEMARI, .holds_output = true,
       .output_triggers = true, .period_ms = 1000 },
     { .name = "curling", .wire = REMUS_MODE_CURLING, .period_ms = 1, .rest_ms = 20 },
+    { .name = "auto", .wire = REMUS_MODE_AUTO, .chooses = true },
 };
 
 const struct replication_mode *remus_mode_by_name(const char *name)
@@ -178,7 +190,8 @@ static step_fn nothing, bug,
     p_drained,
     p_drain_failed, p_staged, p_stage_failed, p_cut_done, p_resumed, p_resume_failed, p_ack,
     p_ack_stopping, p_applied, p_lost, p_bad, p_unexpected, p_let_go, p_let_go_stopped, p_operator,
-    p_daemon, p_failed, p_switch, p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
+    p_daemon, p_failed, p_switch, p_mode,
+    p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
     p_unprotected, p_unprotect_failed, p_late_suspended, p_late_resumed,
     s_built, s_frame, s_complete, s_applied, s_apply_failed, s_lost, s_lost_applying,
     s_lost_stopping, s_bad, s_unexpected, s_failed, s_daemon, s_daemon_applying, s_operator, s_stop,
@@ -192,6 +205,7 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_LINK_LOST] = p_lost,
         [RE_OPERATOR_STOP] = p_operator,
         [RE_SWITCH] = p_switch,
+        [RE_MODE] = p_mode,
         [RE_ARBITRATED] = bug,
         [RE_FAILED] = p_failed,
         [RE_DAEMON_LOST] = p_daemon,
@@ -227,7 +241,8 @@ static step_fn *const any[2][EVENT_COUNT] = {
         [RE_FRAME_ANY] = nothing,
         [RE_LINK_LOST] = s_lost,
         [RE_OPERATOR_STOP] = s_operator,
-        [RE_SWITCH] = nothing,              /* that is the primary's to do */
+        [RE_SWITCH] = nothing,              /* these two are the primary's to do */
+        [RE_MODE] = nothing,
         [RE_ARBITRATED] = bug,
         [RE_FAILED] = s_failed,
         [RE_DAEMON_LOST] = s_daemon,
@@ -660,6 +675,79 @@ static void p_attempt_failed(struct remus_core *c)
     c->want_checkpoint = true;
 }
 
+/* ---- Primary: which mode -------------------------------------------------------------------- */
+
+static void choice_begin(struct remus_core *c)
+{
+    c->choice.since_us = c->now_us;
+    c->choice.diverged = 0;
+}
+
+static void mode_wanted(struct remus_core *c, const struct replication_mode *mode)
+{
+    if (mode->chooses != c->chooses) {
+        c->choice.stay_ms = 0;
+        choice_begin(c);
+    }
+    c->chooses = mode->chooses;
+    c->wanted = !mode->chooses ? mode : c->wanted ? c->wanted : &modes[MODE_COLO];
+    if (mode->chooses && c->wanted != &modes[MODE_REMUS]) {
+        c->wanted = &modes[MODE_COLO];
+    }
+}
+
+static uint32_t period_ms(const struct remus_core *c)
+{
+    const struct replication_mode *own = c->params.mode->chooses ? &modes[MODE_REMUS] :
+                                         c->params.mode;
+
+    return c->mode == own && c->params.period_ms ? c->params.period_ms : c->mode->period_ms;
+}
+
+static uint32_t rest_ms(const struct remus_core *c)
+{
+    return c->params.rest_ms && (c->mode == c->params.mode || c->params.mode->chooses) ?
+           c->params.rest_ms : c->mode->rest_ms;
+}
+
+/*
+ * COLO pays while it needs less than half of the checkpoints that Remus would take: as many as
+ * its period and the length of a checkpoint, as measured, allow.  With more it stops the guest
+ * about as often, and keeps a second guest's worth of processor busy besides.  How it would do
+ * cannot be seen while the copy does not run, so after a while it is tried again; what it is
+ * thrown out of doubles that while, and a window that it gets through ends the doubling.
+ */
+static void p_choose(struct remus_core *c)
+{
+    const uint64_t took_us = c->now_us - c->asked_us, window_us = c->now_us - c->choice.since_us;
+    const struct replication_mode *remus = &modes[MODE_REMUS];
+    uint64_t remus_us = ms_to_us(c->params.mode->chooses && c->params.period_ms ?
+                                 c->params.period_ms : remus->period_ms);
+
+    c->choice.cycle_us = c->choice.cycle_us ? (3 * c->choice.cycle_us + took_us) / 4 : took_us;
+    if (!c->chooses) {
+        return;
+    }
+    if (c->mode == remus) {
+        if (window_us >= ms_to_us(c->choice.stay_ms)) {
+            c->wanted = &modes[MODE_COLO];
+        }
+        return;
+    }
+    remus_us = remus_us < c->choice.cycle_us ? c->choice.cycle_us : remus_us;
+    if (c->choice.diverged >= AUTO_LEAST && 2 * c->choice.diverged * remus_us >= window_us) {
+        c->wanted = remus;
+        c->want_checkpoint = true;
+        c->choice.stay_ms = c->choice.stay_ms ? 2 * c->choice.stay_ms : AUTO_STAY_MS;
+        if (c->choice.stay_ms > AUTO_STAY_MAX_MS) {
+            c->choice.stay_ms = AUTO_STAY_MAX_MS;
+        }
+    } else if (window_us >= ms_to_us(AUTO_WINDOW_MS)) {
+        c->choice.stay_ms = 0;
+        choice_begin(c);
+    }
+}
+
 /* ---- Primary: steps ------------------------------------------------------------------------- */
 
 static void p_first_epoch(struct remus_core *c, struct remus_actions *out)
@@ -705,6 +793,9 @@ static void p_want(struct remus_core *c, const struct remus_event *e, struct rem
     (void)out;
     if (!e->epoch || e->epoch >= c->epoch) {
         c->want_checkpoint = true;
+        if (c->mode->compares && e->type == RE_CHECKPOINT_WANTED && e->value) {
+            c->flags |= F_DIVERGED;
+        }
     }
 }
 
@@ -786,7 +877,8 @@ static void p_drained(struct remus_core *c, const struct remus_event *e, struct 
 {
     (void)e;
     if (has(c, F_INPUT_STOPPED)) {
-        act(out, RA_STAGE, c->pending_epoch);
+        c->next = c->wanted;
+        act(out, RA_STAGE, c->pending_epoch)->value = c->next->wire;
         enter(c, RP_STAGE);
     }
 }
@@ -824,6 +916,13 @@ static void p_checkpoint_cut(struct remus_core *c, struct remus_actions *out)
     c->epoch = c->pending_epoch + 1;
     c->epoch_began_us = c->now_us;
     c->want_checkpoint = false;
+    if (c->mode != c->next) {
+        c->mode = c->next;
+        choice_begin(c);
+    } else if (has(c, F_DIVERGED)) {
+        c->choice.diverged++;
+    }
+    c->flags &= ~F_DIVERGED;
     p_resume_guest(c, out);
     enter(c, RP_RESUME);
 }
@@ -836,7 +935,7 @@ static void p_staged(struct remus_core *c, const struct remus_event *e, struct r
     }
     c->flags |= F_STAGED;
     if (c->params.net) {
-        act(out, RA_CUT, c->pending_epoch);
+        act(out, RA_CUT, c->pending_epoch)->value = c->next->wire;
     } else {
         p_checkpoint_cut(c, out);
     }
@@ -995,6 +1094,7 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
     c->applied = e->epoch;
     c->checkpoint_done_us = c->now_us;
     enter(c, RP_RUN);
+    p_choose(c);
 }
 
 /*
@@ -1015,6 +1115,18 @@ static void p_switch(struct remus_core *c, const struct remus_event *e, struct r
     (void)e;
     (void)out;
     c->want_switch = true;
+}
+
+/* The next checkpoint changes it, and comes at once. */
+static void p_mode(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
+{
+    const struct replication_mode *mode = remus_mode_by_wire((uint16_t)e->value);
+
+    (void)out;
+    if (mode && e->value <= UINT16_MAX) {
+        mode_wanted(c, mode);
+        c->want_checkpoint = c->want_checkpoint || c->wanted != c->mode;
+    }
 }
 
 static void p_lost(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
@@ -1247,13 +1359,17 @@ static void s_frame(struct remus_core *c, const struct remus_event *e, struct re
 static void s_complete(struct remus_core *c, const struct remus_event *e,
                        struct remus_actions *out)
 {
-    if (e->epoch != c->epoch) {
+    const struct replication_mode *mode =
+        e->value <= UINT16_MAX ? remus_mode_by_wire((uint16_t)e->value) : NULL;
+
+    if (e->epoch != c->epoch || !mode || mode->chooses) {
         s_unexpected(c, e, out);
         return;
     }
+    c->next = mode;
     c->acked = c->epoch;
     act(out, RA_ACK, c->epoch);
-    act(out, RA_APPLY, c->epoch);
+    act(out, RA_APPLY, c->epoch)->value = mode->wire;
     enter(c, RS_APPLY);
 }
 
@@ -1262,6 +1378,7 @@ static void s_applied(struct remus_core *c, const struct remus_event *e, struct 
     (void)e;
     c->applied = c->epoch;
     c->epoch++;
+    c->mode = c->next;
     c->flags &= ~F_GUEST_ENDED; /* whatever the copy did by itself is undone */
     if (has(c, F_LOST)) {
         s_arbitrate(c, out);
@@ -1551,9 +1668,9 @@ static uint64_t checkpoint_at(const struct remus_core *c)
     if (c->state != RP_RUN || c->guest_stopped) {
         return UINT64_MAX;
     }
-    at = c->want_checkpoint ? 0 : after(c->epoch_began_us, ms_to_us(c->params.period_ms));
-    if (c->applied && at < after(c->checkpoint_done_us, ms_to_us(c->params.rest_ms))) {
-        at = after(c->checkpoint_done_us, ms_to_us(c->params.rest_ms));
+    at = c->want_checkpoint ? 0 : after(c->epoch_began_us, ms_to_us(period_ms(c)));
+    if (c->applied && at < after(c->checkpoint_done_us, ms_to_us(rest_ms(c)))) {
+        at = after(c->checkpoint_done_us, ms_to_us(rest_ms(c)));
     }
     at = at < c->rested_us ? c->rested_us : at;
     return at < c->retry_us ? c->retry_us : at;
@@ -1580,7 +1697,7 @@ static void act_again(struct remus_core *c, struct remus_actions *out)
         p_unprotect_again(c, out);
         break;
     case RS_APPLY:
-        act(out, RA_APPLY, c->epoch);
+        act(out, RA_APPLY, c->epoch)->value = c->next->wire;
         break;
     case RS_TAKEOVER:
         act(out, RA_TAKEOVER, c->applied);
@@ -1617,6 +1734,7 @@ static void run_timers(struct remus_core *c, struct remus_actions *out)
     if (c->now_us >= checkpoint_at(c)) {
         c->pending_epoch = c->epoch;
         c->want_checkpoint = false;
+        c->asked_us = c->now_us;
         act(out, RA_SUSPEND, c->pending_epoch);
         enter(c, RP_SUSPEND);
     }
@@ -1724,8 +1842,6 @@ int remus_core_init(struct remus_core *c, const struct remus_core_params *params
     if (!p->mode || (p->role != REMUS_PRIMARY && p->role != REMUS_SECONDARY)) {
         return -EINVAL;
     }
-    set_default(&p->period_ms, p->mode->period_ms);
-    set_default(&p->rest_ms, p->mode->rest_ms);
     set_default(&p->heartbeat_ms, 100);
     set_default(&p->timeout_ms, 3000);
     set_default(&p->suspend_timeout_ms, 10000);
@@ -1736,6 +1852,8 @@ int remus_core_init(struct remus_core *c, const struct remus_core_params *params
     if (p->timeout_ms < 3 * (uint64_t)p->heartbeat_ms) {
         return -EINVAL;
     }
+    mode_wanted(c, p->mode);
+    c->mode = c->next = c->wanted;
     c->state = p->role == REMUS_PRIMARY ? RP_COPY : RS_COPY;
     c->now_us = c->entered_us = c->heard_us = c->heartbeat_us = now_us;
     c->epoch = p->role == REMUS_PRIMARY ? 0 : 1;

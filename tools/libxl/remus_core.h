@@ -38,7 +38,10 @@
 
 enum remus_role { REMUS_PRIMARY, REMUS_SECONDARY };
 
-/* What a mode is: a row of data (the table is in remus_core.c). */
+/*
+ * What a mode is: a row of data (the table is in remus_core.c).  An epoch runs in one mode from its
+ * first instruction to its last; which one, the checkpoint before it says.
+ */
 struct replication_mode {
     const char *name;
     uint16_t wire;                   /* REMUS_MODE_* */
@@ -46,6 +49,7 @@ struct replication_mode {
     bool compares;                   /* output released by comparison */
     bool holds_output;               /* output waits for its epoch's acknowledgement */
     bool output_triggers;            /* Kemari: an output event asks for the checkpoint */
+    bool chooses;                    /* auto: no way of running, but a choice between two others */
     uint32_t period_ms;              /* checkpoint at this age; COLO: maximum age */
     uint32_t rest_ms;                /* least time between two checkpoints */
 };
@@ -55,7 +59,7 @@ const struct replication_mode *remus_mode_by_wire(uint16_t wire);
 struct remus_core_params {
     enum remus_role role;
     const struct replication_mode *mode;
-    uint32_t period_ms, rest_ms;     /* 0: the mode's */
+    uint32_t period_ms, rest_ms;     /* of .mode (auto: of the Remus that it chooses); 0: its own */
     uint32_t heartbeat_ms;           /* default 100 */
     uint32_t timeout_ms;             /* peer silent this long: lost. default 3000 */
     uint32_t suspend_timeout_ms;     /* guest does not suspend. default 10000 */
@@ -101,6 +105,7 @@ enum remus_event_type {
     RE_LINK_LOST,           /* the link broke or was closed; text */
     RE_OPERATOR_STOP,       /* Ctrl-C, stop request */
     RE_SWITCH,              /* primary: the copy is to take over, now */
+    RE_MODE,                /* primary: go on in this mode; value = REMUS_MODE_* */
     RE_ARBITRATED,          /* value 1: granted; 0: denied */
     RE_FAILED,              /* the action under way failed; text; value = (uint64_t)-errno;
                              * -ESTALE of RA_STAGE: a new secondary is needed */
@@ -116,13 +121,14 @@ enum remus_event_type {
     RE_PEER_STOP,           /* value = remus_stop.reason, epoch = remus_stop.guest_reason; text */
     RE_PEER_STOPPED, RE_PEER_ERROR, /* text */
     RE_PEER_EPOCH_FRAME,    /* pages or a record of .epoch */
-    RE_PEER_EPOCH_COMPLETE, /* .epoch arrived whole and its checksum is right */
+    RE_PEER_EPOCH_COMPLETE, /* .epoch arrived whole and its checksum is right; value = REMUS_MODE_*
+                             * of the epoch that follows it */
     RE_PEER_STREAM,         /* part of the initial copy */
     RE_PEER_BAD,            /* malformed frame; text */
     /* primary */
     RE_COPY_DONE,           /* initial stream handed to the link */
-    RE_CHECKPOINT_WANTED,   /* comparison, or operator; value = enum ctl_why or 0;
-                             * epoch: in which the difference was seen, 0 unknown */
+    RE_CHECKPOINT_WANTED,   /* comparison, or operator; value: 1: output differs, or has no partner;
+                             * epoch: in which that was seen, 0 unknown */
     RE_SUSPENDED, RE_INPUT_STOPPED, RE_DRAINED, RE_STAGED, RE_CUT_DONE, RE_RESUMED,
     RE_SUSPEND_TAKEN,       /* RA_SUSPEND_CANCEL came too late: the guest has read the request, and
                              * will suspend, refuse, or hang */
@@ -147,8 +153,8 @@ enum remus_action_type {
     RA_SUSPEND_CANCEL,      /* withdraw the request; resume if it suspended meanwhile */
     RA_STOP_INPUT,          /* -> INPUT_STOPPED */
     RA_DRAIN,               /* -> DRAINED */
-    RA_STAGE,               /* stage .epoch -> STAGED */
-    RA_CUT,                 /* -> CUT_DONE */
+    RA_STAGE,               /* stage .epoch -> STAGED; .value = REMUS_MODE_* of the next epoch */
+    RA_CUT,                 /* -> CUT_DONE; .value likewise */
     RA_RESUME,              /* guest runs again -> RESUMED */
     RA_INPUT_GO,            /* input flows again after a checkpoint that was given up */
     RA_SEND_EPOCH,          /* encode and send .epoch; answers come from the peer */
@@ -158,7 +164,8 @@ enum remus_action_type {
     RA_FENCE_AND_STOP,      /* not granted: drop output, stop this guest for good; no answer */
     /* secondary */
     RA_ACK,                 /* send ACK .epoch */
-    RA_APPLY,               /* apply .epoch, resume if the mode runs -> APPLIED */
+    RA_APPLY,               /* apply .epoch; .value = REMUS_MODE_* from there on: whether the copy
+                             * is to run -> APPLIED */
     RA_DROP_PARTIAL,        /* forget an incomplete epoch */
     RA_TAKEOVER,            /* open output, rename, announce -> ACTIVE */
     RA_DESTROY,             /* destroy the copy -> DESTROYED */
@@ -201,9 +208,19 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint64_t acked, applied; /* newest */
     uint64_t now_us, entered_us, epoch_began_us, heard_us, heartbeat_us, checkpoint_done_us;
     bool want_checkpoint, want_stop, want_switch, guest_stopped, output_held_for_peer;
+    const struct replication_mode *mode;  /* of the epoch that runs; never one that chooses */
+    bool chooses;            /* .mode is chosen by what divergence costs (see remus_core.c) */
     /* private additions of remus_core.c below this line */
+    uint64_t asked_us;       /* the guest was asked to suspend for the checkpoint under way */
     uint64_t stopped_us, rested_us; /* guest stopped since; has run again for as long at */
     uint64_t pending_epoch;  /* primary: the epoch whose checkpoint is under way */
+    const struct replication_mode *wanted, *next; /* as asked for; of the checkpoint under way */
+    struct {                 /* what .chooses goes by */
+        uint64_t since_us;   /* this mode, or this window, began */
+        uint32_t diverged;   /* checkpoints in it that comparison asked for */
+        uint64_t cycle_us;   /* smoothed: from a request to suspend to APPLIED */
+        uint32_t stay_ms;    /* how long Remus is stayed with; 0: COLO has paid since */
+    } choice;
     uint64_t guest_reason;
     enum remus_end end;
     char reason[200];        /* why the session ends, a sentence; the first reason stays */

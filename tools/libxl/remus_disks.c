@@ -318,7 +318,7 @@ int remus_disks_rest(struct remus_run *r)
     return ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
 }
 
-void remus_disks_go(struct remus_run *r, bool cut)
+void remus_disks_go(struct remus_run *r, bool cut, bool triggers)
 {
     struct remus_disks *d = &r->disks;
 
@@ -326,7 +326,7 @@ void remus_disks_go(struct remus_run *r, bool cut)
         return;
     d->resting = d->rested = false;
     d->epoch += cut;
-    ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
+    ctl_say(remus_disks_fd(r), CTL_GO, triggers, d->epoch, NULL);
 }
 
 void remus_disks_revive(struct remus_run *r)

@@ -35,8 +35,9 @@ int remus_disks_protect(struct remus_run *r);
 unsigned int remus_disks_refs(const struct remus_run *r, uint32_t *refs, unsigned int max);
 /* The guest is stopped: nothing is to be taken from its rings.  .rested when all is answered. */
 int remus_disks_rest(struct remus_run *r);
-/* It runs again.  cut: a new disk epoch begins. */
-void remus_disks_go(struct remus_run *r, bool cut);
+/* It runs again.  cut: a new disk epoch begins.  triggers: its first write is to ask for a
+ * checkpoint. */
+void remus_disks_go(struct remus_run *r, bool cut, bool triggers);
 /* Back to blkback; to nobody, if the guest has ended. */
 void remus_disks_give(struct remus_run *r, bool ended);
 

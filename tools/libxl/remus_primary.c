@@ -86,6 +86,7 @@ struct primary {
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
     unsigned int quiet_spins, undrained_vif, undrained;
     uint64_t staged;                        /* the epoch that is staged, or was last */
+    uint16_t staged_mode;                   /* of the one that follows */
     int stage_rc;
     struct remus_epoch_encoder encoder;
     bool sending;
@@ -536,6 +537,13 @@ static void stop_input(struct primary *p)
                        strerror(-rc));
 }
 
+/* What colo-proxyd is to do with the output of an epoch in this mode. */
+static uint32_t rule_of(const struct replication_mode *mode)
+{
+    return (mode->compares ? CTL_RULE_COMPARE : mode->holds_output ? CTL_RULE_EPOCH
+            : CTL_RULE_PASS) | (mode->output_triggers ? CTL_RULE_TRIGGERS : 0);
+}
+
 static void rest_disks(struct primary *p)
 {
     int rc = remus_disks_rest(&p->run);
@@ -609,6 +617,7 @@ static void stage_work(void *side)
     uint8_t *body;
 
     xc_sr_epoch_reset(&p->epoch, p->staged);
+    p->epoch.mode = p->staged_mode;
     p->stage_rc = xc_sr_primary_stage(p->sr, &p->epoch);
     if (!p->stage_rc && p->frontends_bytes) {
         p->stage_rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_FRONTENDS, p->frontends_bytes,
@@ -643,11 +652,12 @@ static void stage_done(void *side)
     remus_run_post(r, RE_STAGED, p->staged, 0, NULL);
 }
 
-static void stage(struct primary *p, uint64_t number)
+static void stage(struct primary *p, uint64_t number, uint16_t mode)
 {
     int rc;
 
     p->staged = number;
+    p->staged_mode = mode;
     rc = remus_run_work(&p->run, stage_work, stage_done);
     if (rc)
         remus_run_post(&p->run, RE_FAILED, number, (uint64_t)(int64_t)rc,
@@ -678,7 +688,7 @@ static void resume(struct primary *p)
         remus_run_pause_taken(r, p->epoch.suspended_us);
     }
     p->suspended = p->suspend_asked = p->suspend_taken = false;
-    remus_disks_go(r, p->cut);
+    remus_disks_go(r, p->cut, r->core.mode->output_triggers);
     p->cut = false;
     remus_guest_resumed(r->xs, r->h.domid);
     remus_run_post(r, RE_RESUMED, 0, 0, NULL);
@@ -800,10 +810,11 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         drain(p);
         break;
     case RA_STAGE:
-        stage(p, a->epoch);
+        stage(p, a->epoch, (uint16_t)a->value);
         break;
     case RA_CUT:
-        rc = ctl_say(r->daemon.fd, CTL_CUT, 0, a->epoch, NULL);
+        rc = ctl_say(r->daemon.fd, CTL_CUT, rule_of(remus_mode_by_wire((uint16_t)a->value)),
+                     a->epoch, NULL);
         if (rc)
             remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "cannot cut the output: %s",
                            strerror(-rc));
@@ -951,12 +962,15 @@ static void primary_control(struct remus_run *r, const struct ctl_in *in)
         remus_run_post(r, RE_CUT_DONE, in->msg.epoch, 0, NULL);
         break;
     case CTL_CHECKPOINT:
-        snprintf(r->status.last_divergence, sizeof(r->status.last_divergence), "%.199s",
-                 in->text);
+        if (in->msg.code != CTL_WHY_OUTPUT)
+            snprintf(r->status.last_divergence, sizeof(r->status.last_divergence), "%.199s",
+                     in->text);
         if (in->msg.code < CTL_WHY_COUNT)
             r->status.requested[in->msg.code]++;
         remus_run_log(r, XC_SR_DEBUG, "checkpoint wanted: %s", in->text);
-        remus_run_post(r, RE_CHECKPOINT_WANTED, in->msg.epoch, in->msg.code, "%.150s", in->text);
+        remus_run_post(r, RE_CHECKPOINT_WANTED, in->msg.epoch,
+                       in->msg.code >= CTL_WHY_DIVERGED && in->msg.code <= CTL_WHY_UNCOMPARABLE,
+                       "%.150s", in->text);
         break;
     default:
         break;

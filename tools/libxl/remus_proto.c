@@ -153,6 +153,7 @@ static void encode_end(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_
         .records = enc->epoch->record_count,
         .checksum = enc->checksums,
         .suspended_us = enc->epoch->suspended_us,
+        .mode = enc->epoch->mode,
     };
 
     memcpy(buffer + sizeof(struct remus_frame), &end, sizeof(end));
@@ -591,7 +592,12 @@ static int take_end(struct remus_assembler *a, const struct remus_frame *frame,
         return assembler_bad(a, -EBADMSG, "epoch %" PRIu64 ": checksum %#" PRIx64 ", %#" PRIx64
                              " computed", frame->epoch, end.checksum, a->checksums);
     }
+    if (end.reserved[0] || end.reserved[1] || end.reserved[2]) {
+        return assembler_bad(a, -EPROTO, "epoch %" PRIu64 ": reserved octets of its end are used",
+                             frame->epoch);
+    }
     a->epoch->suspended_us = end.suspended_us;
+    a->epoch->mode = end.mode;
     a->open = false;
     return 1;
 }

@@ -81,6 +81,13 @@ void remus_run_hide(struct remus_run *r)
     r->hidden = true;
 }
 
+static const char *mode_asked_for(const struct remus_run *r)
+{
+    if (r->p->role == REMUS_SECONDARY)
+        return r->p->core.mode->name;
+    return r->core.chooses ? remus_mode_by_wire(REMUS_MODE_AUTO)->name : r->core.wanted->name;
+}
+
 void remus_run_status(struct remus_run *r, bool force)
 {
     uint64_t now = remus_run_now_us(), n;
@@ -103,7 +110,8 @@ void remus_run_status(struct remus_run *r, bool force)
         ? (now - r->core.epoch_began_us) / 1000 : 0;
     snprintf(s->domain, sizeof(s->domain), "%s", r->name);
     snprintf(s->peer, sizeof(s->peer), "%s", r->p->peer ? r->p->peer : "");
-    snprintf(s->mode, sizeof(s->mode), "%s", r->core.params.mode->name);
+    snprintf(s->mode, sizeof(s->mode), "%s", mode_asked_for(r));
+    snprintf(s->running_mode, sizeof(s->running_mode), "%s", r->core.mode->name);
     r->p->status(r->p->arg, s);
 }
 
@@ -128,6 +136,11 @@ static void publish(struct remus_run *r)
         remus_guest_publish(r->xs, r->h.domid, "epoch", text);
     }
     r->published_epoch = r->core.acked;
+    if (r->published_mode != r->core.mode) {
+        remus_guest_publish(r->xs, r->h.domid, "running-mode", r->core.mode->name);
+        remus_guest_publish(r->xs, r->h.domid, "mode", mode_asked_for(r));
+    }
+    r->published_mode = r->core.mode;
 }
 
 /*
@@ -859,13 +872,15 @@ void remus_run_arbitrate(struct remus_run *r)
 static const char *obey(struct remus_run *r, const char *request)
 {
     bool primary = r->p->role == REMUS_PRIMARY;
+    const struct replication_mode *mode;
 
     if (!strcmp(request, "stop")) {
         remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
         return "accepted: stop";
     }
-    if (strcmp(request, "checkpoint") && strcmp(request, "failover"))
-        return "refused: a request is checkpoint, stop or failover";
+    if (strcmp(request, "checkpoint") && strcmp(request, "failover") &&
+        strncmp(request, "mode ", 5))
+        return "refused: a request is checkpoint, stop, failover or mode NAME";
     if (!primary)
         return "refused: that is for the host whose guest is protected";
     if (!r->status.protected_now)
@@ -873,6 +888,14 @@ static const char *obey(struct remus_run *r, const char *request)
     if (!strcmp(request, "checkpoint")) {
         remus_run_post(r, RE_CHECKPOINT_WANTED, 0, 0, "an operator wants it");
         return "accepted: checkpoint";
+    }
+    if (!strncmp(request, "mode ", 5)) {
+        mode = remus_mode_by_name(request + 5);
+        if (!mode)
+            return "refused: a mode is colo, remus, kemari, curling or auto";
+        remus_run_post(r, RE_MODE, 0, mode->wire, NULL);
+        remus_guest_publish(r->xs, r->h.domid, "mode", mode_asked_for(r));
+        return "accepted: mode";
     }
     remus_run_post(r, RE_SWITCH, 0, 0, NULL);
     return "accepted: failover";

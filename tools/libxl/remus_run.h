@@ -133,6 +133,7 @@ struct remus_run {
     uint64_t status_us;
     uint64_t published_us, published_epoch; /* xenstore nodes, as written last */
     int published_state;
+    const struct replication_mode *published_mode;
     uint32_t pauses[RUN_PAUSES];
     uint64_t pause_count;
 };

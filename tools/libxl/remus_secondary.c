@@ -61,12 +61,16 @@ struct secondary {
     int taps[REMUS_VIFS_MAX];
     char *frontends;                /* newest that were written */
     uint32_t frontends_bytes;
+    bool frontends_moved;           /* since the disks were attached */
     bool applied_once, active;
+    bool running;                   /* the copy executes; else it is paused, once it was applied */
+    bool attached;                  /* its backends are at its rings */
     uint64_t active_us;
     bool vifs_given, settled;       /* after a takeover: the kernel's backends serve the guest */
 
     /* the epoch that is being applied */
     uint64_t applying, apply_began_us, detached_us;
+    bool apply_runs;                /* the copy is to run from there on */
     struct xc_sr_apply_stats apply_stats;
     const char *apply_step;         /* what went wrong, if apply_rc says so */
     int apply_rc;
@@ -398,15 +402,13 @@ static int pause_quiescent(struct secondary *s)
     }
 }
 
-/* *moved: they are not what they were. */
-static int write_frontends(struct secondary *s, bool *moved)
+static int write_frontends(struct secondary *s)
 {
     struct remus_run *r = &s->run;
     const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_FRONTENDS);
     char *copy;
     int rc;
 
-    *moved = false;
     if (!record)
         return s->vif_count || r->disks.taken ? -EBADMSG : 0;
     if (s->frontends && record->length == s->frontends_bytes &&
@@ -423,7 +425,7 @@ static int write_frontends(struct secondary *s, bool *moved)
     free(s->frontends);
     s->frontends = copy;
     s->frontends_bytes = record->length;
-    *moved = true;
+    s->frontends_moved = true;
     return r->p->net ? remus_guest_vifs(r->xs, r->h.domid, s->vifs, &s->vif_count) : 0;
 }
 
@@ -484,19 +486,38 @@ static void apply_work(void *side)
     }
 }
 
-static int run_copy(struct secondary *s)
+/* From the suspend that ended its resume path into a plain pause. */
+static int end_suspend(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    int rc = xc_domain_pause(r->h.xch, r->h.domid) ? -errno : 0;
+
+    if (!rc)
+        rc = xc_sr_resume(&r->h);
+    if (!rc)
+        remus_guest_resumed(r->xs, r->h.domid);
+    return rc;
+}
+
+/* The backends attach to the copy's rings as the newest checkpoint left them, and it runs. */
+static int run_copy(struct secondary *s, const char **step)
 {
     struct remus_run *r = &s->run;
     int rc;
 
-    if (!r->core.params.mode->secondary_runs)
-        return 0;
-    if (s->applied_once)
+    *step = "attaching its network backend";
+    s->attached = true;
+    rc = attach(s, s->applying + 1);
+    if (!rc) {
+        *step = "attaching its disks";
+        rc = remus_disks_attach(r, s->frontends_moved);
+    }
+    if (!rc) {
+        s->frontends_moved = false;
+        *step = "resuming";
         rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
-    else
-        rc = xc_sr_resume(&r->h);
-    if (!rc && !s->applied_once)
-        remus_guest_resumed(r->xs, r->h.domid);
+    }
+    s->running = !rc;
     if (!rc && s->vif_count)
         rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
     if (!rc)
@@ -515,7 +536,7 @@ static uint64_t disk_epoch(const struct secondary *s)
     return le64toh(number);
 }
 
-static void apply_report(struct secondary *s, uint64_t applied_us, uint64_t attached_us)
+static void apply_report(struct secondary *s, uint64_t applied_us)
 {
     struct remus_run *r = &s->run;
     const struct xc_sr_apply_stats *stats = &s->apply_stats;
@@ -525,11 +546,11 @@ static void apply_report(struct secondary *s, uint64_t applied_us, uint64_t atta
     };
 
     remus_run_log(r, XC_SR_DEBUG, "applied %lu pages, %lu rolled back; detach %lu us, state %lu "
-                  "us, attach %lu us", (unsigned long)s->epoch.pages,
+                  "us, commit and attach %lu us", (unsigned long)s->epoch.pages,
                   (unsigned long)stats->rolled_back,
                   (unsigned long)(s->detached_us - s->apply_began_us),
                   (unsigned long)(applied_us - s->detached_us),
-                  (unsigned long)(attached_us - applied_us));
+                  (unsigned long)(remus_run_now_us() - applied_us));
     r->status.apply_us = report.paused_us;
     r->status.rolled_back = stats->rolled_back;
     r->status.dirty_pages = s->epoch.pages;
@@ -547,61 +568,57 @@ static void apply_done(void *side)
     struct secondary *s = side;
     const uint64_t applied_us = remus_run_now_us();
     const char *step = s->apply_step;
-    uint64_t attached_us;
-    bool moved = false;
     int rc = s->apply_rc;
 
     if (s->run.core.state != RS_APPLY)
         return;                 /* took too long: letting go */
     if (!rc) {
         step = "writing its frontends' nodes";
-        rc = write_frontends(s, &moved);
-    }
-    if (!rc) {
-        step = "attaching its network backend";
-        rc = attach(s, s->applying + 1);
+        rc = write_frontends(s);
     }
     if (!rc) {
         step = "committing what the primary wrote to disks";
         rc = remus_disks_commit(&s->run, disk_epoch(s));
     }
-    if (!rc) {
-        step = "attaching its disks";
-        rc = remus_disks_attach(&s->run, moved);
+    if (!rc && !s->applied_once) {
+        step = "ending its suspend";
+        rc = end_suspend(s);
     }
-    attached_us = remus_run_now_us();
-    if (!rc) {
-        step = "resuming";
-        rc = run_copy(s);
-    }
+    if (!rc)
+        s->applied_once = true;
+    if (!rc && s->apply_runs)
+        rc = run_copy(s, &step);
     if (rc) {
         apply_failed(s, step, rc);
         return;
     }
-    s->applied_once = true;
-    apply_report(s, applied_us, attached_us);
+    apply_report(s, applied_us);
     remus_run_post(&s->run, RE_APPLIED, s->applying, 0, NULL);
 }
 
-static void apply(struct secondary *s, uint64_t epoch)
+static void apply(struct secondary *s, uint64_t epoch, bool runs)
 {
     struct remus_run *r = &s->run;
     const char *step = "pausing";
     int rc = 0;
 
     s->applying = epoch;
+    s->apply_runs = runs;
     s->apply_began_us = remus_run_now_us();
     memset(&s->apply_stats, 0, sizeof(s->apply_stats));
-    if (s->applied_once) {
+    s->detached_us = s->apply_began_us;
+    if (s->running) {
         rc = pause_quiescent(s);
-        if (!rc) {
-            step = "detaching its network backend";
-            rc = detach(s, epoch);
-        }
+        s->running = rc;
+    }
+    if (!rc && s->attached) {
+        step = "detaching its network backend";
+        rc = detach(s, epoch);
         if (!rc) {
             step = "bringing its disks to rest";
-            rc = remus_disks_detach(&s->run);
+            rc = remus_disks_detach(r);
         }
+        s->attached = rc;
         s->detached_us = remus_run_now_us();
     }
     if (!rc) {
@@ -627,9 +644,18 @@ static void take_over(struct secondary *s)
     struct remus_run *r = &s->run;
     struct ctl_msg msg = { .type = CTL_FAILOVER, .epoch = r->core.epoch };
     char domid[16], *args[] = { "remus-guest", "adopt", domid, s->guest_name, NULL };
+    const char *step = "";
     unsigned int i;
     int rc = 0;
 
+    if (!s->running) {
+        rc = run_copy(s, &step);
+        if (rc) {
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "%s the copy failed: %s", step,
+                           strerror(-rc));
+            return;
+        }
+    }
     rc = remus_disks_takeover(r);
     if (rc) {
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the guest's disks cannot be taken "
@@ -835,7 +861,7 @@ static void secondary_action(struct remus_run *r, const struct remus_action *a)
         remus_run_send(r, REMUS_FRAME_ACK, a->epoch, NULL, 0);
         break;
     case RA_APPLY:
-        apply(s, a->epoch);
+        apply(s, a->epoch, remus_mode_by_wire((uint16_t)a->value)->secondary_runs);
         break;
     case RA_SEND_APPLIED:
         break;                  /* sent by apply, which knows the figures */
@@ -887,7 +913,7 @@ static void epoch_complete(struct secondary *s)
 
     if (!s->received || (r->disks.taken && r->disks.epoch < disk_epoch(s)))
         return;
-    remus_run_post(r, RE_PEER_EPOCH_COMPLETE, s->received, 0, NULL);
+    remus_run_post(r, RE_PEER_EPOCH_COMPLETE, s->received, s->epoch.mode, NULL);
     s->received = 0;
 }
 

@@ -21,7 +21,8 @@
 struct remus_status {
     enum remus_role role;
     enum remus_state state;
-    char domain[64], peer[256], mode[16];
+    char domain[64], peer[256];
+    char mode[16], running_mode[16]; /* as asked for; the epoch's (auto: its choice) */
     uint32_t domid;
     bool protected_now;             /* an acknowledged epoch exists and the peer is alive */
     uint64_t epoch, epoch_age_ms;

@@ -214,6 +214,7 @@ struct replication {
     uint64_t epoch;                  /* primary: runs; secondary: ended, as far as told */
     bool epoch_owed;                 /* primary: EPOCH of the one before is not on its way yet */
     bool asked;                      /* a checkpoint, in this epoch */
+    bool triggers;                   /* primary: the guest's next write is to ask for one */
     uint64_t stuck_us;               /* since when a write waits to be sent; 0: none does */
     struct job_list send;
 
@@ -314,6 +315,10 @@ bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector);
 void sync_send(struct job *j);
 /* The next disk epoch has begun. */
 void sync_epoch(struct blkd *b, uint64_t epoch);
+/* Whether the next write of the guest asks for a checkpoint. */
+void sync_triggers(struct blkd *b, bool triggers);
+/* The guest writes. */
+void sync_writes(struct blkd *b);
 void sync_work(struct blkd *b);
 /* No other host any more. */
 void sync_end(struct blkd *b);

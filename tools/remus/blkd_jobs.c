@@ -339,6 +339,7 @@ static void execute(struct job *j)
         io_begin(j, BLKIO_READ);
         break;
     case BLKRING_WRITE:
+        sync_writes(j->b);
         if (!req->barrier) {
             io_begin(j, BLKIO_WRITE);
         } else if (j->b->role != ROLE_SECONDARY) {

@@ -102,6 +102,21 @@ static void ask_early(struct blkd *b)
     }
 }
 
+void sync_triggers(struct blkd *b, bool triggers)
+{
+    b->r.triggers = triggers;
+}
+
+void sync_writes(struct blkd *b)
+{
+    struct replication *r = &b->r;
+
+    if (r->triggers && !r->asked && b->ctl_open) {
+        r->asked = true;
+        ctl_say(REMUS_CTL_FD, CTL_CHECKPOINT, CTL_WHY_OUTPUT, 0, "disks: a write");
+    }
+}
+
 static bool put_write(struct blkd *b, uint32_t disk, uint64_t epoch, uint64_t sector,
                       uint32_t sectors, const struct iovec *iov, uint32_t iovs)
 {

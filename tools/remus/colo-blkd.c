@@ -306,7 +306,7 @@ static void stats_send(struct blkd *b)
 }
 
 /* The guest runs: it may be owed a notification, and there may be requests nobody rang for. */
-static void do_go(struct blkd *b, uint64_t epoch)
+static void do_go(struct blkd *b, uint64_t epoch, bool triggers)
 {
     uint32_t i;
 
@@ -320,6 +320,7 @@ static void do_go(struct blkd *b, uint64_t epoch)
     }
     if (b->role == ROLE_PRIMARY) {
         sync_epoch(b, epoch);
+        sync_triggers(b, triggers);
     }
     for (i = 0; i < b->rings; i++) {
         xenevtchn_notify(b->xce, (evtchn_port_t)b->ring[i].port);
@@ -414,7 +415,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_BLK_ATTACH: rc = do_attach(b, in, error, sizeof(error)); break;
     case CTL_BLK_STORE:  rc = do_store(b, in, error, sizeof(error)); break;
     case CTL_DETACH:     b->rest_epoch = in->msg.epoch; break;
-    case CTL_GO:         do_go(b, in->msg.epoch); break;
+    case CTL_GO:         do_go(b, in->msg.epoch, in->msg.code); break;
     case CTL_BLK_COMMIT: copy_commit(b, in->msg.epoch); break;
     }
     if (rc) {
@@ -444,7 +445,7 @@ static void orphaned(struct blkd *b)
     if (b->role == ROLE_PRIMARY) {
         sync_end(b);
     }
-    do_go(b, 0);
+    do_go(b, 0, false);
     b->state = STATE_RUNNING;
 }
 

@@ -14,16 +14,21 @@
  * States, and what changes them.  Each applies to all vifs of the domain.
  *
  *   state      output                          input
- *   COMPARE    held, released by comparison    copied and accepted
- *   HOLD       held; CTL_RELEASE only          copied (while there is a channel) and accepted
+ *   PROTECT    by the epoch's rule, below      by the rule
+ *   HOLD       held; CTL_RELEASE only          as in PROTECT (while there is a channel)
  *   OPEN       accepted                        accepted
  *   FENCED     dropped                         dropped
  *
  *              HOLD     CHANNEL LOST   UNPROTECT   FENCE
- *   COMPARE    HOLD     HOLD           OPEN        FENCED
+ *   PROTECT    HOLD     HOLD           OPEN        FENCED
  *   HOLD       HOLD     HOLD           OPEN        FENCED
  *   OPEN       OPEN     OPEN           OPEN        FENCED
  *   FENCED     FENCED   FENCED         FENCED      FENCED     (a fence is final)
+ *
+ * The rule of an epoch (enum ctl_rule) comes with the cut before it:
+ *   COMPARE    held, released by comparison    copied and accepted
+ *   EPOCH      held; CTL_RELEASE only          accepted
+ *   PASS       accepted, in its order          accepted
  *
  * Input waits in the kernel, unread, after CTL_INPUT_STOP until CTL_CUT or CTL_INPUT_GO, and while
  * the channel is congested.
@@ -82,7 +87,7 @@
 #define TABLE_POLL_US          1000000u
 #define SLOT_BITS              16u
 
-enum proxy_state { PROXY_COMPARE, PROXY_HOLD, PROXY_OPEN, PROXY_FENCED, PROXY_STATES };
+enum proxy_state { PROXY_PROTECT, PROXY_HOLD, PROXY_OPEN, PROXY_FENCED, PROXY_STATES };
 enum proxy_event { EVENT_HOLD, EVENT_LOST, EVENT_UNPROTECT, EVENT_FENCE, PROXY_EVENTS };
 
 _Static_assert(REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1) + 3 <= 64,
@@ -91,14 +96,15 @@ _Static_assert(REMUS_VIFS_MAX * (CTL_OUTPUT_QUEUES + 1) <= NFQ_WRITER_QUEUES_MAX
                "one writer for all");
 
 static const enum proxy_state proxy_next[PROXY_STATES][PROXY_EVENTS] = {
-    [PROXY_COMPARE] = { PROXY_HOLD,   PROXY_HOLD,   PROXY_OPEN,   PROXY_FENCED },
+    [PROXY_PROTECT] = { PROXY_HOLD,   PROXY_HOLD,   PROXY_OPEN,   PROXY_FENCED },
     [PROXY_HOLD]    = { PROXY_HOLD,   PROXY_HOLD,   PROXY_OPEN,   PROXY_FENCED },
     [PROXY_OPEN]    = { PROXY_OPEN,   PROXY_OPEN,   PROXY_OPEN,   PROXY_FENCED },
     [PROXY_FENCED]  = { PROXY_FENCED, PROXY_FENCED, PROXY_FENCED, PROXY_FENCED },
 };
-static const char *const proxy_state_name[] = { "compare", "hold", "open", "fenced" };
+static const char *const proxy_state_name[] = { "protect", "hold", "open", "fenced" };
 static const char *const why_name[CTL_WHY_COUNT] = {
     "?", "output differs", "no partner in time", "cannot be compared", "queue nearly full",
+    "output waits",
 };
 
 /*
@@ -173,6 +179,8 @@ struct proxy {
 
     enum proxy_state state;
     uint64_t epoch;          /* the one that runs */
+    enum ctl_rule rule;      /* of it */
+    bool triggers;           /* CTL_RULE_TRIGGERS */
     bool input_stopped;
     bool asked;              /* a checkpoint, in this epoch */
     bool quit;
@@ -246,8 +254,11 @@ static void vif_ask(struct vif *v, enum ctl_why why, const struct packet_key *ke
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     p->asked = true;
-    causes_note(&p->causes, v->name, key, why, p->epoch, text);
-    proxy_log(p, 1, "checkpoint wanted, %s: %s: %s", why_name[why], v->name, text);
+    if (why != CTL_WHY_OUTPUT) {
+        causes_note(&p->causes, v->name, key, why, p->epoch, text);
+    }
+    proxy_log(p, why == CTL_WHY_OUTPUT ? 2 : 1, "checkpoint wanted, %s: %s: %s", why_name[why],
+              v->name, text);
     rc = ctl_say(REMUS_CTL_FD, CTL_CHECKPOINT, why, p->epoch, "%s: %s", v->name, text);
     if (rc) {
         p->error = rc;
@@ -511,7 +522,18 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
         }
         return;
     }
-    s = frame->truncated ? NULL : slot_take(o, frame);
+    if (p->state == PROXY_PROTECT && p->rule == CTL_RULE_PASS && !vif_held(v)) {
+        int rc = nfq_verdict(o->nfq, frame->packet_id, true);
+
+        if (rc) {
+            p->error = rc;
+        }
+        return;
+    }
+    if (p->triggers && !p->asked) {
+        vif_ask(v, CTL_WHY_OUTPUT, NULL, "output of %u bytes", frame->wire_length);
+    }
+    s = frame->truncated && p->rule == CTL_RULE_COMPARE ? NULL : slot_take(o, frame);
     if (!s) {
         v->stats.dropped++;
         proxy_log(p, 1, "%s: output frame of %u bytes dropped: %s", v->name, frame->wire_length,
@@ -519,7 +541,7 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
         nfq_verdict(o->nfq, frame->packet_id, false);
         return;
     }
-    if (frame_may_be_mangled(frame)) {
+    if (p->rule == CTL_RULE_COMPARE && frame_may_be_mangled(frame)) {
         slot_copy(s, frame);
     }
     cmp_primary(v->cmp, p->now_us, s->id, frame->bytes, frame->length, frame->gso);
@@ -606,7 +628,7 @@ static void input_frame(void *arg, const struct nfq_frame *frame)
 
     v->stats.input_packets++;
     v->stats.input_bytes += frame->wire_length;
-    if (p->state == PROXY_COMPARE || p->state == PROXY_HOLD) {
+    if ((p->state == PROXY_PROTECT || p->state == PROXY_HOLD) && p->rule == CTL_RULE_COMPARE) {
         if (frame->truncated) {
             v->stats.dropped++;
             proxy_log(p, 1, "%s: input frame of %u bytes dropped: too long to copy", v->name,
@@ -717,7 +739,7 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
     struct vif *v = &p->vifs[head->vif];
 
     if (head->type == REMUS_PACKET_OUTPUT &&
-        (p->state == PROXY_COMPARE || p->state == PROXY_HOLD)) {
+        (p->state == PROXY_PROTECT || p->state == PROXY_HOLD)) {
         if (p->bypass_count && bypassed(p, payload, head->length)) {
             matched_add(v, head->id);
             return 0;
@@ -773,13 +795,18 @@ static int output_read_all(struct vif *v, unsigned int rounds)
     return rc;
 }
 
-static int proxy_cut(struct proxy *p, uint64_t epoch)
+static int proxy_cut(struct proxy *p, uint64_t epoch, uint32_t code)
 {
     unsigned int i;
     int rc;
 
+    const enum ctl_rule rule = code & CTL_RULE_MASK;
+
     if (epoch != p->epoch) {
         proxy_log(p, 0, "the coordinator cuts epoch %" PRIu64, epoch);
+    }
+    if (rule > CTL_RULE_PASS || (code & ~(CTL_RULE_MASK | CTL_RULE_TRIGGERS))) {
+        return -EPROTO;
     }
     for (i = 0; i < p->vif_count; i++) {
         /* The guest is stopped, so this ends; the bound is for a coordinator that is wrong. */
@@ -787,9 +814,12 @@ static int proxy_cut(struct proxy *p, uint64_t epoch)
         if (rc) {
             return rc;
         }
+        cmp_compare(p->vifs[i].cmp, rule == CTL_RULE_COMPARE);
         cmp_cut(p->vifs[i].cmp, p->now_us, epoch);
     }
     p->epoch = epoch + 1;
+    p->rule = rule;
+    p->triggers = code & CTL_RULE_TRIGGERS;
     p->asked = false;
     p->input_stopped = false;
     return 0;
@@ -881,7 +911,7 @@ static int proxy_control(struct proxy *p, const struct ctl_msg *msg)
     proxy_log(p, 2, "told %s %" PRIu64, ctl_type_name(msg->type), msg->epoch);
     switch (msg->type) {
     case CTL_INPUT_STOP:
-        p->input_stopped = p->state == PROXY_COMPARE || p->state == PROXY_HOLD;
+        p->input_stopped = p->state == PROXY_PROTECT || p->state == PROXY_HOLD;
         rc = proxy_flush_and_wait(p);
         proxy_answer(p, CTL_INPUT_STOPPED);
         break;
@@ -890,12 +920,15 @@ static int proxy_control(struct proxy *p, const struct ctl_msg *msg)
         p->asked = false;    /* the checkpoint did not come: who still needs one may ask again */
         break;
     case CTL_CUT:
-        rc = proxy_cut(p, msg->epoch);
+        rc = proxy_cut(p, msg->epoch, msg->code);
         proxy_answer(p, CTL_CUT_DONE);
         break;
     case CTL_RELEASE:
         for (i = 0; i < p->vif_count; i++) {
             cmp_release_epoch(p->vifs[i].cmp, p->now_us, msg->epoch);
+            if (p->state == PROXY_PROTECT && p->rule == CTL_RULE_PASS) {
+                cmp_drain(p->vifs[i].cmp, true);     /* what had to stay behind that */
+            }
         }
         break;
     case CTL_HOLD:
@@ -974,7 +1007,7 @@ static int timer_arm(struct proxy *p)
     struct itimerspec when = { .it_value.tv_sec = 0 };
     unsigned int i;
 
-    if (p->state == PROXY_COMPARE || p->state == PROXY_HOLD) {
+    if (p->state == PROXY_PROTECT || p->state == PROXY_HOLD) {
         for (i = 0; i < p->vif_count; i++) {
             const uint64_t due_us = cmp_next_us(p->vifs[i].cmp);
 
@@ -999,7 +1032,7 @@ static void timers_run(struct proxy *p)
 {
     unsigned int i;
 
-    if (p->state == PROXY_COMPARE || p->state == PROXY_HOLD) {
+    if (p->state == PROXY_PROTECT || p->state == PROXY_HOLD) {
         for (i = 0; i < p->vif_count; i++) {
             if (cmp_next_us(p->vifs[i].cmp) <= p->now_us) {
                 cmp_tick(p->vifs[i].cmp, p->now_us);

@@ -651,8 +651,8 @@ void cmp_primary(struct cmp *c, uint64_t now_us, uint64_t id, const uint8_t *fra
     packet_parse(&p, frame, length);
     c->class = class_of(&p);
     c->stats.classes[c->class].primary++;
-    if (length > REMUS_PACKET_MAX) {
-        primary_new(c, id, gso); /* the parser does not see all of it: held, not compared */
+    if (c->blind || length > REMUS_PACKET_MAX) {
+        primary_new(c, id, gso); /* too long: the parser does not see all of it */
     } else if (p.kind == PACKET_TCP) {
         tcp_primary(c, &p, frame, id, gso);
     } else {
@@ -751,6 +751,9 @@ void cmp_input(struct cmp *c, uint64_t now_us, const uint8_t *frame, size_t leng
     struct packet p;
 
     set_now(c, now_us);
+    if (c->blind) {
+        return;
+    }
     packet_parse(&p, frame, length);
     if (p.kind == PACKET_TCP) {
         tcp_input(c, &p);
@@ -777,6 +780,22 @@ static void fifo_clear(struct cmp *c, struct fifo *fifo)
     }
 }
 
+static void flows_forget(struct cmp *c)
+{
+    memset(c->flow_heads, 0, ((size_t)c->flow_mask + 1) * sizeof(*c->flow_heads));
+    c->flows_free = NULL;
+    c->flows_fresh = c->clock = 0;
+    c->stats.flows = 0;
+}
+
+void cmp_compare(struct cmp *c, bool compare)
+{
+    if (c->blind == compare) {
+        c->blind = !compare;
+        c->forget = compare;
+    }
+}
+
 void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
 {
     struct item *it;
@@ -796,6 +815,10 @@ void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
     fifo_clear(c, &c->s_tcp);
     fifo_clear(c, &c->s_must);
     fifo_clear(c, &c->s_surplus);
+    if (c->forget) {
+        flows_forget(c);
+        c->forget = false;
+    }
     c->present = epoch + 1;
     c->heard = false;
     future_replay(c);
@@ -860,10 +883,7 @@ void cmp_drain(struct cmp *c, bool release)
     fifo_clear(c, &c->s_must);
     fifo_clear(c, &c->s_surplus);
     fifo_clear(c, &c->s_future);
-    memset(c->flow_heads, 0, ((size_t)c->flow_mask + 1) * sizeof(*c->flow_heads));
-    c->flows_free = NULL;
-    c->flows_fresh = c->clock = 0;
-    c->stats.flows = 0;
+    flows_forget(c);
     c->rerun = false;
 }
 

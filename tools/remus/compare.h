@@ -82,6 +82,12 @@ void cmp_secondary(struct cmp *c, uint64_t now_us, uint64_t epoch, uint64_t id,
 /* frame: towards the guest, seen by both; lets the core follow handshakes and teardown. */
 void cmp_input(struct cmp *c, uint64_t now_us, const uint8_t *frame, size_t length);
 
+/*
+ * Called just before cmp_cut: frames behind the cut are compared (true, as at first), or no copy
+ * runs and they are only held until their epoch is released.  What was known of connections before
+ * a time without comparison is forgotten.
+ */
+void cmp_compare(struct cmp *c, bool compare);
 /* The guest was cut: frames so far belong to epoch, later ones to epoch + 1. */
 void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch);
 /* Epoch acknowledged: RELEASE for every frame of epochs <= epoch still held. */

@@ -151,6 +151,8 @@ struct cmp {
     uint64_t present, committed; /* epoch running; newest one acknowledged */
     uint64_t wanted;             /* epoch for which CMP_CHECKPOINT was emitted */
     bool hold, rerun, heard;     /* heard: a secondary frame of the present epoch came */
+    bool blind;                  /* nothing is compared */
+    bool forget;                 /* ... but will be behind the next cut */
     bool has_lag;
     uint64_t lag_us, lag_var_us;
     uint64_t cut_us, checkpoint_us; /* last cut; smoothed time from a cut to its gate's opening */
@@ -186,7 +188,7 @@ struct cmp {
 /* Whether comparison may release: not held, and every earlier epoch is acknowledged. */
 static inline bool gate_open(const struct cmp *c)
 {
-    return !c->hold && c->committed + 1 >= c->present;
+    return !c->hold && !c->blind && c->committed + 1 >= c->present;
 }
 
 /* A primary item in p_fifo, in no list; NULL: the table is full and the id has been dropped. */

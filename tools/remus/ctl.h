@@ -32,7 +32,9 @@ enum ctl_type {
                              every earlier verdict is out and copied to the channel */
     CTL_CUT,              /* guest is stopped and its tx rings are drained: read the queues empty;
                              all output so far belongs to ctl_msg.epoch, later output to
-                             epoch + 1; input flows again, tagged epoch + 1; answered by CUT_DONE */
+                             epoch + 1, for which code holds: enum ctl_rule, and perhaps
+                             CTL_RULE_TRIGGERS; input flows again, tagged epoch + 1; answered by
+                             CUT_DONE */
     CTL_RELEASE,          /* epoch acknowledged: let go every held output of epochs <= epoch */
     /* stop releasing by comparison (secondary lost, not yet known to be out) */
     CTL_HOLD,
@@ -45,7 +47,8 @@ enum ctl_type {
                              answered by ATTACHED */
     CTL_DETACH,           /* guest paused: touch no ring until ATTACH; input of epochs <= epoch
                              that was not injected is to be forgotten; answered by DETACHED */
-    CTL_GO,               /* guest is running: inject and drain */
+    CTL_GO,               /* guest is running: inject and drain.  colo-blkd, code 1: the first write
+                             from here on asks for a checkpoint */
     CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
                              first what never matched, then announce; answered by ACTIVE */
     /* coordinator -> colo-blkd; DETACH, GO, STATS_GET and QUIT as well */
@@ -72,7 +75,7 @@ enum ctl_type {
     CTL_READY = 96,
     CTL_INPUT_STOPPED, CTL_CUT_DONE, CTL_UNPROTECTED, CTL_FENCED,
     CTL_ATTACHED, CTL_DETACHED, CTL_ACTIVE,
-    /* proxyd: comparison wants one; code = enum ctl_why; text says which flow */
+    /* proxyd, blkd: one is wanted; code = enum ctl_why; text says why, for instance which flow */
     CTL_CHECKPOINT,
     CTL_CHANNEL_LOST,     /* the packet or disk channel ended or broke; text */
     CTL_STATS,            /* struct ctl_stats follows */
@@ -92,8 +95,18 @@ enum ctl_why {
     CTL_WHY_DEADLINE,     /* no partner in time */
     CTL_WHY_UNCOMPARABLE, /* SYN options, RST, FIN that cannot be mapped */
     CTL_WHY_QUEUE,        /* a queue or table is three quarters full */
+    CTL_WHY_OUTPUT,       /* output waits for nothing else (CTL_RULE_TRIGGERS) */
     CTL_WHY_COUNT
 };
+
+/* What becomes of an epoch's output, and of its input. */
+enum ctl_rule {
+    CTL_RULE_COMPARE,     /* leaves when the copy has said the same; input is copied */
+    CTL_RULE_EPOCH,       /* leaves when its epoch is acknowledged; input is not copied */
+    CTL_RULE_PASS,        /* leaves at once, behind what is held of earlier epochs */
+};
+#define CTL_RULE_MASK     0xffu
+#define CTL_RULE_TRIGGERS 0x100u /* the first frame of an epoch asks for a checkpoint */
 
 struct ctl_msg {
     uint32_t type;

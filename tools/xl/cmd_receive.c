@@ -283,8 +283,7 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
          "the guest's name is missing, longer than %zu characters or holds a '/'",
          sizeof(r->guest.name) - 1);
     WANT(copy_text(m, "host", r->peer, sizeof(r->peer)), "the primary's name is missing");
-    WANT(copy_text(m, "mode", r->mode, sizeof(r->mode)) && remus_mode_by_name(r->mode) &&
-             remus_mode_by_name(r->mode)->wire == REMUS_MODE_COLO,
+    WANT(copy_text(m, "mode", r->mode, sizeof(r->mode)) && remus_mode_by_name(r->mode),
          "this version offers COLO only");
     WANT(copy_text(m, "session", r->session_text, sizeof(r->session_text)) &&
              !uuid_parse(r->session_text, r->session),

@@ -496,6 +496,10 @@ static int start(struct supervisor *s)
     unsigned int i;
     int rc;
 
+    if (!p.core.mode->holds_output && !p.core.mode->chooses)
+        say(s, XC_SR_WARN, "%s: output is not held.  After a takeover the guest goes on from its "
+            "last checkpoint: what it told its clients since then is forgotten, their connections "
+            "may break", p.core.mode->name);
     p.arbiter = s->o.arbiter;
     memcpy(p.session, s->session, sizeof(p.session));
     rc = worker_start(&s->worker, &p, s->log_fd, s->lock_fd);

@@ -1,6 +1,6 @@
 /*
- * cmd_stop.c: what operators ask of sessions of this host: xl remus-stop, xl remus-switch, and xl
- * remus-cleanup for what sessions that died left behind.
+ * cmd_stop.c: what operators ask of sessions of this host: xl remus-stop, xl remus-switch, xl
+ * remus-mode, and xl remus-cleanup for what sessions that died left behind.
  */
 #include "tools/xl/commands.h"
 
@@ -40,6 +40,16 @@ static const char switch_usage[] =
     "\n"
     "Lets the copy of DOMAIN take over now, on the host where DOMAIN is protected; the guest here\n"
     "is destroyed.  The way to empty a host.\n"
+    "\n"
+    "Exit status: 0 done, 1 usage, 2 DOMAIN is not protected here, or refused, 3 not within\n"
+    "90 s.\n";
+
+static const char mode_usage[] =
+    "Usage: xl remus-mode DOMAIN [MODE]\n"
+    "\n"
+    "Changes the mode in which DOMAIN is protected without interrupting protection: colo, remus,\n"
+    "kemari, curling or auto (see xl-remus(1)).  On the host where DOMAIN is protected.\n"
+    "Without MODE: tells which one runs, and which one was asked for if that is another.\n"
     "\n"
     "Exit status: 0 done, 1 usage, 2 DOMAIN is not protected here, or refused, 3 not within\n"
     "90 s.\n";
@@ -110,6 +120,25 @@ static bool domain_is_there(struct xs_handle *xs, uint32_t domid)
     return xs_is_domain_introduced(xs, domid);
 }
 
+/* The guest's number, and xenstore, if there is a session to talk to; or says why not. */
+static int find_session(const char *word, const char *domain, uint32_t *domid,
+                        struct xs_handle **xs)
+{
+    if (find(word, domain, domid))
+        return XL_REFUSED;
+    if (!session_lives(*domid)) {
+        fprintf(stderr, "xl %s: %s is not protected on this host (see: xl remus-status)\n", word,
+                domain);
+        return XL_REFUSED;
+    }
+    *xs = xs_open(0);
+    if (!*xs) {
+        fprintf(stderr, "xl %s: xenstore does not open: %s\n", word, strerror(errno));
+        return XL_REFUSED;
+    }
+    return 0;
+}
+
 static int request(const char *word, const char *domain, const char *what)
 {
     bool failover = !strcmp(what, "failover");
@@ -117,20 +146,11 @@ static int request(const char *word, const char *domain, const char *what)
     struct xs_handle *xs = NULL;
     char *answer = NULL;
     uint32_t domid;
-    int code = XL_REFUSED;
+    int code = find_session(word, domain, &domid, &xs);
 
-    if (find(word, domain, &domid))
-        return XL_REFUSED;
-    if (!session_lives(domid)) {
-        fprintf(stderr, "xl %s: %s is not protected on this host (see: xl remus-status)\n", word,
-                domain);
-        return XL_REFUSED;
-    }
-    xs = xs_open(0);
-    if (!xs) {
-        fprintf(stderr, "xl %s: xenstore does not open: %s\n", word, strerror(errno));
-        return XL_REFUSED;
-    }
+    if (code)
+        return code;
+    code = XL_REFUSED;
     answer = ask(xs, domid, what);
     if (!answer || strncmp(answer, "accepted", 8)) {
         fprintf(stderr, "xl %s: %s\n", word, answer ? answer : "the session does not answer");
@@ -175,6 +195,93 @@ int cmd_remus_stop(int argc, char **argv)
 int cmd_remus_switch(int argc, char **argv)
 {
     return one_domain(argc, argv, switch_usage, "failover");
+}
+
+static char *read_node(struct xs_handle *xs, uint32_t domid, const char *node)
+{
+    char path[80];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/%s", domid, node);
+    return xs_read(xs, XBT_NULL, path, NULL);
+}
+
+static bool node_is(struct xs_handle *xs, uint32_t domid, const char *node, const char *value)
+{
+    char *text = read_node(xs, domid, node);
+    bool same = text && !strcmp(text, value);
+
+    free(text);
+    return same;
+}
+
+static int tell_mode(struct xs_handle *xs, uint32_t domid, const char *domain)
+{
+    char *running = read_node(xs, domid, "running-mode"), *asked = read_node(xs, domid, "mode");
+
+    if (running && asked && strcmp(running, asked))
+        printf("%s: %s (%s)\n", domain, running, asked);
+    else
+        printf("%s: %s\n", domain, asked ? asked : "not known");
+    free(running);
+    free(asked);
+    return XL_ENDED;
+}
+
+/* auto has no way of running that is its own: it is there when it is what was asked for. */
+static int change_mode(struct xs_handle *xs, uint32_t domid, const char *word, const char *domain,
+                       const char *mode)
+{
+    const char *node = remus_mode_by_name(mode)->chooses ? "mode" : "running-mode";
+    uint64_t deadline = remus_now_ms() + END_MS;
+    char text[32], *answer;
+    int code = XL_REFUSED;
+
+    snprintf(text, sizeof(text), "mode %s", mode);
+    answer = ask(xs, domid, text);
+    if (!answer || strncmp(answer, "accepted", 8)) {
+        fprintf(stderr, "xl %s: %s\n", word, answer ? answer : "the session does not answer");
+        goto out;
+    }
+    while (!node_is(xs, domid, node, mode) && session_lives(domid) && remus_now_ms() < deadline)
+        poll(NULL, 0, 100);
+    if (node_is(xs, domid, node, mode)) {
+        code = tell_mode(xs, domid, domain);
+    } else {
+        fprintf(stderr, "xl %s: %s has not changed its mode (see: xl remus-status %s)\n", word,
+                domain, domain);
+        code = XL_UNPROTECTED;
+    }
+out:
+    free(answer);
+    return code;
+}
+
+int cmd_remus_mode(int argc, char **argv)
+{
+    struct xs_handle *xs = NULL;
+    uint32_t domid;
+    int code;
+
+    if (argc == 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
+        fputs(mode_usage, stdout);
+        return XL_ENDED;
+    }
+    if (argc < 2 || argc > 3 || argv[1][0] == '-' || !argv[1][0]) {
+        fprintf(stderr, "xl %s: name one DOMAIN, and a MODE\n%s", argv[0], mode_usage);
+        return XL_USAGE;
+    }
+    if (argc == 3 && !remus_mode_by_name(argv[2])) {
+        fprintf(stderr, "xl %s: '%.40s' is no mode; it is colo, remus, kemari, curling, auto\n",
+                argv[0], argv[2]);
+        return XL_USAGE;
+    }
+    code = find_session(argv[0], argv[1], &domid, &xs);
+    if (code)
+        return code;
+    code = argc == 3 ? change_mode(xs, domid, argv[0], argv[1], argv[2])
+           : tell_mode(xs, domid, argv[1]);
+    xs_close(xs);
+    return code;
 }
 
 /* ---- What is left behind ------------------------------------------------------------------ */

@@ -22,6 +22,7 @@ int cmd_remus(int argc, char **argv);
 int cmd_remus_receive(int argc, char **argv);
 int cmd_remus_status(int argc, char **argv);
 int cmd_remus_decide(int argc, char **argv);
+int cmd_remus_mode(int argc, char **argv);
 int cmd_remus_stop(int argc, char **argv);
 int cmd_remus_switch(int argc, char **argv);
 int cmd_remus_cleanup(int argc, char **argv);

@@ -176,8 +176,9 @@ void display_live(char *out, size_t room, unsigned int columns, const struct rem
         display_us(pause, sizeof(pause), s->pause_us);
         display_us(delay, sizeof(delay), s->output_delay_us);
         n = snprintf(out, room,
-                     "%s: %s  epoch %llu (%s)  dirty %llu  pause %s  held %llu  delay %s",
-                     s->domain,
+                     "%s (%s%s%s): %s  epoch %llu (%s)  dirty %llu  pause %s  held %llu  delay %s",
+                     s->domain, strcmp(s->mode, s->running_mode) ? s->mode : "",
+                     strcmp(s->mode, s->running_mode) ? ": " : "", s->running_mode,
                      display_state(s), (unsigned long long)s->epoch, age,
                      (unsigned long long)s->dirty_pages, pause, (unsigned long long)s->held_packets,
                      delay);
@@ -200,6 +201,7 @@ static void checkpoints_by_reason(struct remus_object *o, const uint64_t *count)
         [CTL_WHY_DEADLINE] = "deadline",
         [CTL_WHY_UNCOMPARABLE] = "uncomparable",
         [CTL_WHY_QUEUE] = "queue",
+        [CTL_WHY_OUTPUT] = "output",
     };
     unsigned int i;
 
@@ -310,6 +312,7 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_string(o, "peer", s->peer);
     remus_object_string(o, "role", s->role == REMUS_PRIMARY ? "primary" : "secondary");
     remus_object_string(o, "mode", s->mode);
+    remus_object_string(o, "running_mode", s->running_mode);
     remus_object_string(o, "state", display_state(s));
     remus_object_number(o, "state_number", (uint64_t)s->state);
     remus_object_flag(o, "protected", s->protected_now);

@@ -24,6 +24,7 @@ static const struct {
     {"remus-receive", cmd_remus_receive, "Take such a copy (started by xl remus, through ssh)"},
     {"remus-status", cmd_remus_status, "Show this host's protected guests and copies"},
     {"remus-stop", cmd_remus_stop, "End a guest's protection in order"},
+    {"remus-mode", cmd_remus_mode, "Change the mode of a guest's protection"},
     {"remus-switch", cmd_remus_switch, "Let a guest's copy take over now"},
     {"remus-decide", cmd_remus_decide, "Say which side goes on (--arbiter manual)"},
     {"remus-cleanup", cmd_remus_cleanup, "Remove what dead sessions have left"},

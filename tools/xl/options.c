@@ -18,12 +18,12 @@ const char remus_options_help[] =
     "\n"
     "Protects a running guest: a copy on HOST takes over when this host fails.\n"
     "\n"
-    "Mode:\n"
-    "  -c, --colo               the copy runs and its output is compared (the only mode so far)\n"
-    "      --remus              the copy waits, output is held until each checkpoint  [later]\n"
-    "      --kemari             a checkpoint before each output                       [later]\n"
-    "      --curling            checkpoints without holding output                    [later]\n"
-    "      --auto               colo while it pays, else remus                        [later]\n"
+    "Mode (see xl-remus(1); xl remus-mode changes it):\n"
+    "  -c, --colo               the copy runs, output leaves when both have said the same\n"
+    "      --remus              the copy waits, output leaves with its checkpoint (the default)\n"
+    "      --kemari             the same, and each output asks for a checkpoint at once\n"
+    "      --curling            checkpoints in a row, output is not held: it may be lost\n"
+    "      --auto               colo while it pays, else remus\n"
     "  -i, --period MS          a checkpoint at the latest after MS milliseconds\n"
     "      --interval MS        the same\n"
     "      --rest MS            least time between two checkpoints\n"
@@ -264,12 +264,8 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
                  "with -s '' HOST is a command, so --data-address must say where the data goes");
         return -EINVAL;
     }
-    if (!o->mode || strcmp(o->mode, "colo")) {
-        snprintf(error, OPTIONS_ERROR_BYTES,
-                 "%s%s is not part of this version; it offers COLO only: add --colo",
-                 o->mode ? "--" : "plain Remus (no mode given)", o->mode ? o->mode : "");
-        return -EINVAL;
-    }
+    if (!o->mode)
+        o->mode = "remus";
     if (o->heartbeat_ms || o->timeout_ms) {
         uint32_t heartbeat = o->heartbeat_ms ? o->heartbeat_ms : 100;
         uint32_t timeout = o->timeout_ms ? o->timeout_ms : 3000;

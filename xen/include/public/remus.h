@@ -130,6 +130,8 @@ struct remus_epoch_end {
     /* chain over the frame checksums of the epoch, see protocol.md */
     uint64_t checksum;
     uint64_t suspended_us;          /* how long the primary's guest was stopped */
+    uint16_t mode;                  /* REMUS_MODE_* of the epoch that follows; not AUTO */
+    uint16_t reserved[3];
 };
 struct remus_applied {
     uint64_t paused_us;             /* how long the secondary's guest was paused */
@@ -250,7 +252,7 @@ REMUS_CHECK_SIZE(struct remus_record, 16);
 REMUS_CHECK_SIZE(struct remus_evtchn, 8);
 REMUS_CHECK_SIZE(struct remus_hash, 16);
 REMUS_CHECK_SIZE(struct remus_hvm_param, 16);
-REMUS_CHECK_SIZE(struct remus_epoch_end, 32);
+REMUS_CHECK_SIZE(struct remus_epoch_end, 40);
 REMUS_CHECK_SIZE(struct remus_applied, 32);
 REMUS_CHECK_SIZE(struct remus_stop, 8);
 REMUS_CHECK_SIZE(struct remus_packet, 32);
