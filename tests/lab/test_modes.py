@@ -125,7 +125,7 @@ def test_curling_fails_over_to_its_newest_checkpoint_and_loses_what_was_said_sin
 
 @deadline(240)
 def test_remus_holds_output_until_its_epoch_is_acknowledged(lab):
-    """With a checkpoint every two seconds an answer takes about one; with one at once it does not."""
+    """With a checkpoint every two seconds an answer takes about one second."""
     guest = lab.guest("a")
     session = colo.Session(lab, guest, mode="remus", interval_ms=2000, verify=False)
     session.wait_protected()
