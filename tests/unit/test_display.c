@@ -25,9 +25,9 @@ static struct remus_status copying(void)
 static struct remus_status running(void)
 {
     return (struct remus_status){
-        .state = RP_RUN, .domain = "web1", .peer = "beta", .mode = "colo",
-        .running_mode = "colo", .domid = 7, .protected_now = true, .epoch = 12,
-        .epoch_age_ms = 1500, .checkpoints = 11, .dirty_pages = 540, .pause_us = 12345, .pause_us_median = 11000, .pause_us_max = 30000,
+        .state = RP_RUN, .domain = "web1", .peer = "beta", .mode = "colo", .running_mode = "colo",
+        .domid = 7, .protected_now = true, .epoch = 12, .epoch_age_ms = 1500, .checkpoints = 11,
+        .dirty_pages = 540, .pause_us = 12345, .pause_us_median = 11000, .pause_us_max = 30000,
         .held_packets = 3, .output_delay_us = 850,
     };
 }
