@@ -198,7 +198,7 @@ static void frames(struct script *s)
         }
         if ((what & 0xc0) == 0xc0) {
             rewrite_failover(rw, now_us);
-            rewrite_output_late(rw, now_us, copy, &p, what & 2, what & 4);
+            rewrite_output_late(rw, copy, &p, what & 2, what & 4);
         }
         free(copy);
     }

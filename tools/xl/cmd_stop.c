@@ -99,8 +99,11 @@ static int find(const char *word, const char *domain, uint32_t *domid)
     return rc;
 }
 
-/* Writes the request; the answer, to be freed, or NULL. */
-static char *ask(struct xs_handle *xs, uint32_t domid, const char *request)
+/*
+ * Writes the request; the answer, to be freed, or NULL.  A session that obeys may be over, and the
+ * domain with its nodes gone, before the answer is read: *ended.
+ */
+static char *ask(struct xs_handle *xs, uint32_t domid, const char *request, bool *ended)
 {
     uint64_t deadline = remus_now_ms() + ANSWER_MS;
     char path[80], *answer = NULL;
@@ -108,8 +111,10 @@ static char *ask(struct xs_handle *xs, uint32_t domid, const char *request)
     snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/answer", domid);
     xs_rm(xs, XBT_NULL, path);
     remus_guest_publish(xs, domid, "request", request);
-    while (!answer && remus_now_ms() < deadline) {
+    *ended = false;
+    while (!answer && !*ended && remus_now_ms() < deadline) {
         poll(NULL, 0, 50);
+        *ended = !session_lives(domid); /* before the answer is looked for: it may come between */
         answer = xs_read(xs, XBT_NULL, path, NULL);
     }
     return answer;
@@ -146,13 +151,14 @@ static int request(const char *word, const char *domain, const char *what)
     struct xs_handle *xs = NULL;
     char *answer = NULL;
     uint32_t domid;
+    bool ended;
     int code = find_session(word, domain, &domid, &xs);
 
     if (code)
         return code;
     code = XL_REFUSED;
-    answer = ask(xs, domid, what);
-    if (!answer || strncmp(answer, "accepted", 8)) {
+    answer = ask(xs, domid, what, &ended);
+    if (answer ? strncmp(answer, "accepted", 8) : !ended) {
         fprintf(stderr, "xl %s: %s\n", word, answer ? answer : "the session does not answer");
         goto out;
     }
@@ -235,9 +241,10 @@ static int change_mode(struct xs_handle *xs, uint32_t domid, const char *word, c
     uint64_t deadline = remus_now_ms() + END_MS;
     char text[32], *answer;
     int code = XL_REFUSED;
+    bool ended;
 
     snprintf(text, sizeof(text), "mode %s", mode);
-    answer = ask(xs, domid, text);
+    answer = ask(xs, domid, text, &ended);
     if (!answer || strncmp(answer, "accepted", 8)) {
         fprintf(stderr, "xl %s: %s\n", word, answer ? answer : "the session does not answer");
         goto out;
