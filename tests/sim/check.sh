@@ -11,7 +11,7 @@ status=0
 "$sim" --seeds "1-$many" || exit 1
 
 for bug in release-before-ack no-hold partial-apply first-epoch-free no-resume no-echo \
-           late-suspend clock-stops stop-ignored bitmap-lost no-compare ack-early disk-early \
+           late-suspend clock-stops promise stop-ignored bitmap-lost no-compare ack-early disk-early \
            disk-commit-all disk-overlay; do
     if found=$("$sim" --seeds "1-$seeds" --break "$bug"); then
         echo "NOT CAUGHT: $bug"

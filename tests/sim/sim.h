@@ -49,6 +49,7 @@ enum sim_break {
     BREAK_NO_ECHO,               /* the primary trusts what it hears, not what was echoed */
     BREAK_LATE_SUSPEND,          /* a guest that suspends after the cancel stays so */
     BREAK_CLOCK_STOPS,           /* time away is not noticed */
+    BREAK_PROMISE,               /* the secondary announces more patience than it has */
     BREAK_STOP_IGNORED,          /* the secondary answers STOP and stays ready to take over */
     BREAK_BITMAP_LOST,           /* an epoch goes on after its dirty bitmap was consumed */
     BREAK_NO_COMPARE,            /* any output of the secondary releases the primary's */

@@ -22,6 +22,7 @@ const char *const sim_break_names[BREAK_COUNT] = {
     [BREAK_NO_ECHO] = "no-echo",
     [BREAK_LATE_SUSPEND] = "late-suspend",
     [BREAK_CLOCK_STOPS] = "clock-stops",
+    [BREAK_PROMISE] = "promise",
     [BREAK_STOP_IGNORED] = "stop-ignored",
     [BREAK_BITMAP_LOST] = "bitmap-lost",
     [BREAK_NO_COMPARE] = "no-compare",
@@ -197,7 +198,7 @@ static void ask_arbiter(struct world *w, enum remus_role role)
 {
     struct sim_event *e = post(w, K_ARBITER, role, w->now + between(w, MS, w->arbiter_us));
 
-    e->a = w->node[role].core.heard_us + w->node[role].clock_skew_us;
+    e->a = w->node[role].core.trust_us + w->node[role].clock_skew_us;
 }
 
 /* A grant to one side is a promise that the other is out. */
@@ -217,8 +218,8 @@ static void arbiter_decides(struct world *w, const struct sim_event *e)
     if (!failed && granted && role == REMUS_SECONDARY) {
         if (w->oracle == ORACLE_POWER) {
             P->host_dead = true;
-        } else if (at < e->a + (uint64_t)P->core.params.timeout_ms * MS + 10 * MS) {
-            at = e->a + (uint64_t)P->core.params.timeout_ms * MS + 10 * MS;
+        } else if (at < e->a + 10 * MS) {
+            at = e->a + 10 * MS;
         }
     }
     reply = post(w, K_ANSWER, role, at);
@@ -413,6 +414,8 @@ static void action(struct world *w, enum remus_role role, const struct remus_act
         e = link_send(w, role, RE_FRAME_ANY);
         e->a = node_clock(w, n);
         e->b = n->heard_heartbeat;
+        e->c = w->mutation == BREAK_PROMISE ? n->core.params.timeout_max_ms * MS
+               : remus_core_timeout_us(&n->core);
         break;
     case RA_SEND_STOP:
         n->sending++;
@@ -671,6 +674,7 @@ static void node_frame(struct world *w, const struct sim_event *e)
             n->heard_heartbeat = e->a;
         }
         event.value = w->mutation == BREAK_NO_ECHO ? node_clock(w, n) : e->b;
+        event.epoch = e->c;
     } else if (event.type == RE_PEER_STREAM && event.value) {
         attempt(w, REMUS_SECONDARY, RE_BUILT, &w->bad_build, ++S->applying, 10 * MS, 300 * MS);
         S->domain = true;

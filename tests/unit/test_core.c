@@ -1166,6 +1166,81 @@ TEST(a_silent_secondary_counts_as_lost)
     assert_non_null(strstr(f.core.reason, "silent"));
 }
 
+/* A sign of life of the peer after so many ms. */
+static void hear_after(struct fixture *f, uint64_t ms)
+{
+    f->now += ms * MS - 10;
+    event3(f, RE_FRAME_ANY, remus_core_timeout_us(&f->core), f->now - 100);
+}
+
+TEST(a_peer_that_is_slow_is_given_three_times_its_longest_silence)
+{
+    struct fixture f;
+
+    walk_secondary(&f, RS_RUN, 3);
+    hear_after(&f, 100);
+    assert_int_equal(remus_core_timeout_us(&f.core), 3000 * MS);
+    hear_after(&f, 2000);
+    assert_int_equal(remus_core_timeout_us(&f.core), 6000 * MS);
+    hear_after(&f, 5900);
+    assert_int_equal(remus_core_timeout_us(&f.core), 12000 * MS); /* and no more than that */
+    f.now = f.core.heard_us + 12000 * MS - 20;
+    event(&f, RE_TICK);
+    expect_state(&f, RS_RUN);
+    event(&f, RE_TICK);
+    only(&f, RA_ARBITRATE);
+}
+
+TEST(a_peer_that_is_no_longer_slow_is_given_less_but_never_less_than_was_announced)
+{
+    uint64_t trusted;
+    struct fixture f;
+
+    walk_secondary(&f, RS_RUN, 3);
+    hear_after(&f, 100);
+    hear_after(&f, 2900);
+    assert_int_equal(remus_core_timeout_us(&f.core), 8700 * MS);
+    trusted = f.core.heard_us + 8700 * MS;
+    f.core.gap_us[0] = f.core.gap_us[1] = 0; /* as if that was long ago */
+    hear_after(&f, 100);
+    assert_int_equal(remus_core_timeout_us(&f.core), 3000 * MS);
+    f.now = trusted - 100;
+    event(&f, RE_TICK);
+    expect_state(&f, RS_RUN);
+    f.now = trusted;
+    event(&f, RE_TICK);
+    only(&f, RA_ARBITRATE);
+}
+
+TEST(slow_times_are_forgotten)
+{
+    struct fixture f;
+
+    walk_secondary(&f, RS_RUN, 3);
+    hear_after(&f, 100);
+    hear_after(&f, 2900);
+    for (unsigned int i = 0; i < 650; i++) {
+        hear_after(&f, 100);
+    }
+    assert_int_equal(remus_core_timeout_us(&f.core), 3000 * MS);
+}
+
+TEST(output_may_leave_for_as_long_as_the_secondary_promised_and_no_promise_is_too_long)
+{
+    struct fixture f;
+    uint64_t echo;
+
+    primary_in(&f, RP_RUN, 3);
+    echo = f.now - 50;
+    event3(&f, RE_FRAME_ANY, 5000 * MS, echo);
+    assert_int_equal(remus_core_lease_us(&f.core), echo + 5000 * MS);
+    event3(&f, RE_FRAME_ANY, 3000 * MS, echo + 20); /* less, for later: what was said holds */
+    assert_int_equal(remus_core_lease_us(&f.core), echo + 5000 * MS);
+    event3(&f, RE_FRAME_ANY, UINT64_MAX, echo + 30);
+    event3(&f, RE_FRAME_ANY, 12001 * MS, echo + 30);
+    assert_int_equal(remus_core_lease_us(&f.core), echo + 5000 * MS);
+}
+
 TEST(a_silent_secondary_ends_the_initial_copy)
 {
     struct fixture f;
@@ -2059,6 +2134,10 @@ int main(void)
         T(an_arbiter_that_fails_is_asked_again),
         T(what_a_lost_peer_says_later_is_not_listened_to),
         T(a_silent_secondary_counts_as_lost),
+        T(a_peer_that_is_slow_is_given_three_times_its_longest_silence),
+        T(a_peer_that_is_no_longer_slow_is_given_less_but_never_less_than_was_announced),
+        T(slow_times_are_forgotten),
+        T(output_may_leave_for_as_long_as_the_secondary_promised_and_no_promise_is_too_long),
         T(a_silent_secondary_ends_the_initial_copy),
         T(a_secondary_that_no_longer_hears_us_counts_as_lost),
         T(silence_is_judged_before_the_frame_that_ends_it),

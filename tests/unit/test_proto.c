@@ -334,7 +334,7 @@ TEST(frames_of_an_epoch_need_its_number_and_others_must_have_none)
     assert_int_equal(decode_one(REMUS_FRAME_PAGES, 0, 16), -EPROTO);
     assert_int_equal(decode_one(REMUS_FRAME_READY, 1, 0), -EPROTO);
     assert_int_equal(decode_one(REMUS_FRAME_STREAM, 1, 10), -EPROTO);
-    assert_int_equal(decode_one(REMUS_FRAME_HEARTBEAT, 9, 24), 1);
+    assert_int_equal(decode_one(REMUS_FRAME_HEARTBEAT, 9, 32), 1);
 }
 
 TEST(an_unknown_mandatory_type_is_refused)

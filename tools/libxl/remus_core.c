@@ -8,10 +8,10 @@
  *
  * Timers, all derived from the time that comes with an event (remus_core_next_us tells when):
  *   heartbeat    every heartbeat_ms where the link is in use: RA_SEND_HEARTBEAT
- *   silence      nothing heard for timeout_ms (ready_timeout_ms before protection): peer lost.
- *                The primary also counts the peer as lost when its own heartbeats were not
- *                echoed for as long: it may release output only while the secondary is sure to
- *                trust it.
+ *   silence      nothing heard for remus_core_timeout_us (ready_timeout_ms before protection): peer
+ *                lost.  The primary also counts the peer as lost when what the secondary promised
+ *                with its newest echo is over: it may release output only while the secondary is
+ *                sure to trust it.
  *   deadline     of the state, see state_info: suspend, drain, stage, acknowledge, apply, stop
  *   checkpoint   RP_RUN: asked for or as old as the mode lets it get, not before its rest and a
  *                retry's delay, and
@@ -43,6 +43,8 @@
 #define AGAIN_MS             1000u
 #define UNPROTECT_TRIES      10u
 #define APPLY_TRIES          3u
+#define GAPS                 3u      /* a peer is lost when it is silent for so many of its longest */
+#define GAP_WINDOW           10u     /* times timeout_ms */
 
 /* The mode that chooses (p_choose). */
 #define AUTO_WINDOW_MS       10000u  /* of COLO, after which the count begins again */
@@ -667,6 +669,17 @@ static void p_fence(struct remus_core *c, struct remus_actions *out)
     finish(c, REMUS_END_FENCED, out);
 }
 
+/* The secondary heard us at echo_us, and trusts us for promise_us from there at least. */
+static void note_echo(struct remus_core *c, uint64_t echo_us, uint64_t promise_us)
+{
+    if (echo_us > c->echo_us) {
+        c->echo_us = echo_us;
+    }
+    if (after(echo_us, promise_us) > c->lease_us) {
+        c->lease_us = after(echo_us, promise_us);
+    }
+}
+
 /* A failed attempt at a checkpoint that left the epoch as it was. */
 static void p_attempt_failed(struct remus_core *c)
 {
@@ -756,7 +769,7 @@ static void p_first_epoch(struct remus_core *c, struct remus_actions *out)
     c->epoch = 1;
     c->epoch_began_us = c->now_us;
     c->heard_us = c->now_us;     /* the copy may have blocked the executor for long */
-    c->echo_us = 0;
+    c->echo_us = c->lease_us = 0;
     c->want_checkpoint = true;   /* protection begins with the first acknowledged epoch */
     enter(c, RP_RUN);
 }
@@ -992,7 +1005,7 @@ static void p_resumed(struct remus_core *c, const struct remus_event *e, struct 
          * loss needs arbitration.  One that can take over at all has heard us no earlier. */
         if (!has(c, F_PEER_MAY_RUN)) {
             c->flags |= F_PEER_MAY_RUN;
-            c->echo_us = c->now_us;
+            note_echo(c, c->now_us, ms_to_us(c->params.timeout_ms));
         }
         act(out, RA_SEND_EPOCH, c->pending_epoch);
         enter(c, RP_SEND);
@@ -1067,9 +1080,8 @@ static void p_ack(struct remus_core *c, const struct remus_event *e, struct remu
         p_unexpected(c, e, out);
         return;
     }
-    if (c->echo_us < c->entered_us) {
-        c->echo_us = c->entered_us; /* it heard what was sent since then, or it could not know */
-    }
+    /* It heard what was sent since then, or it could not know. */
+    note_echo(c, c->entered_us, ms_to_us(c->params.timeout_ms));
     c->acked = e->epoch;
     act(out, RA_RELEASE, e->epoch);
     enter(c, RP_APPLY);
@@ -1613,11 +1625,22 @@ static uint64_t silent_at(const struct remus_core *c)
     if (has(c, F_LOST)) {
         return UINT64_MAX;
     }
-    at = after(c->heard_us, limit_us);
-    if (c->params.role == REMUS_PRIMARY && c->echo_us && after(c->echo_us, limit_us) < at) {
-        at = after(c->echo_us, limit_us);
+    at = after(c->heard_us, remus_core_timeout_us(c));
+    at = at < c->trust_us ? c->trust_us : at;
+    if (c->params.role == REMUS_PRIMARY && c->echo_us && c->lease_us < at) {
+        at = c->lease_us;
     }
     return at;
+}
+
+uint64_t remus_core_timeout_us(const struct remus_core *c)
+{
+    uint64_t gap_us = c->gap_us[0] > c->gap_us[1] ? c->gap_us[0] : c->gap_us[1];
+    uint64_t least_us = ms_to_us(c->params.timeout_ms);
+    uint64_t most_us = ms_to_us(c->params.timeout_max_ms);
+
+    gap_us *= GAPS;
+    return gap_us < least_us ? least_us : gap_us > most_us ? most_us : gap_us;
 }
 
 uint64_t remus_core_lease_us(const struct remus_core *c)
@@ -1626,7 +1649,7 @@ uint64_t remus_core_lease_us(const struct remus_core *c)
         state_info[c->state].link == LINK_NONE) {
         return 0;
     }
-    return after(c->echo_us, ms_to_us(c->params.timeout_ms));
+    return c->lease_us;
 }
 
 static void check_silence(struct remus_core *c, struct remus_actions *out)
@@ -1782,11 +1805,33 @@ static bool peer_is_mute(const struct remus_core *c, enum remus_event_type type)
            !(c->state == RS_APPLY && (type == RE_PEER_STOP || type == RE_PEER_ERROR));
 }
 
+static void note_gap(struct remus_core *c, uint64_t gap_us)
+{
+    if (c->now_us - c->gap_since_us >= GAP_WINDOW * ms_to_us(c->params.timeout_ms)) {
+        c->gap_us[1] = c->gap_us[0];
+        c->gap_us[0] = 0;
+        c->gap_since_us = c->now_us;
+    }
+    c->gap_us[0] = gap_us > c->gap_us[0] ? gap_us : c->gap_us[0];
+}
+
 static void note_life(struct remus_core *c, const struct remus_event *event)
 {
+    uint64_t promise_us = ms_to_us(c->params.timeout_ms);
+
+    if (state_info[c->state].link == LINK_LIVE) {
+        note_gap(c, c->now_us - c->heard_us);
+    }
     c->heard_us = c->now_us;
-    if (event->type == RE_FRAME_ANY && event->value > c->echo_us && event->value <= c->now_us) {
-        c->echo_us = event->value;
+    /* What was announced once holds, also when the silences have become shorter. */
+    if (c->trust_us < after(c->now_us, remus_core_timeout_us(c))) {
+        c->trust_us = after(c->now_us, remus_core_timeout_us(c));
+    }
+    if (event->type == RE_FRAME_ANY && event->value && event->value <= c->now_us) {
+        if (event->epoch > promise_us && event->epoch <= ms_to_us(c->params.timeout_max_ms)) {
+            promise_us = event->epoch;
+        }
+        note_echo(c, event->value, promise_us);
     }
 }
 
@@ -1808,7 +1853,9 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
         /* Nothing can be lost by trusting late bytes, and an executor may copy, build or start
          * programs for long without a look at its socket: its own absence counts for nothing. */
         c->heard_us = c->now_us;
-        c->echo_us = c->echo_us ? c->now_us : 0;
+        if (c->echo_us) {
+            note_echo(c, c->now_us, ms_to_us(c->params.timeout_ms));
+        }
     }
     check_silence(c, out);
     if (!from_peer(event->type)) {
@@ -1844,12 +1891,14 @@ int remus_core_init(struct remus_core *c, const struct remus_core_params *params
     }
     set_default(&p->heartbeat_ms, 100);
     set_default(&p->timeout_ms, 3000);
+    set_default(&p->timeout_max_ms, p->timeout_ms > UINT32_MAX / 4 ? p->timeout_ms
+                : 4 * p->timeout_ms);
     set_default(&p->suspend_timeout_ms, 10000);
     set_default(&p->drain_timeout_ms, 1000);
     set_default(&p->stop_timeout_ms, 10000);
     set_default(&p->ready_timeout_ms, 120000);
     /* One lost beat must not count as a lost host. */
-    if (p->timeout_ms < 3 * (uint64_t)p->heartbeat_ms) {
+    if (p->timeout_ms < 3 * (uint64_t)p->heartbeat_ms || p->timeout_max_ms < p->timeout_ms) {
         return -EINVAL;
     }
     mode_wanted(c, p->mode);

@@ -62,6 +62,7 @@ struct remus_core_params {
     uint32_t period_ms, rest_ms;     /* of .mode (auto: of the Remus that it chooses); 0: its own */
     uint32_t heartbeat_ms;           /* default 100 */
     uint32_t timeout_ms;             /* peer silent this long: lost. default 3000 */
+    uint32_t timeout_max_ms;         /* of a peer or line that is slow; default 4 x the above */
     uint32_t suspend_timeout_ms;     /* guest does not suspend. default 10000 */
     uint32_t drain_timeout_ms;       /* rings do not drain. default 1000 */
     uint32_t stop_timeout_ms;        /* STOPPED does not come. default 10000 */
@@ -112,9 +113,10 @@ enum remus_event_type {
     RE_DAEMON_LOST,         /* colo-proxyd / colo-shadowd died; text.  The primary also reports a
                              * broken packet channel so; the secondary reports that not at all: the
                              * primary will say STOP on the link, or is lost */
-    RE_FRAME_ANY,           /* bytes came from the peer: it is alive.  value: echo_us if they were a
-                             * heartbeat, else 0.  A primary that is never given an echo counts
-                             * the secondary as lost: it must know that it was heard */
+    RE_FRAME_ANY,           /* bytes came from the peer: it is alive.  If they were a heartbeat:
+                             * value: echo_us, epoch: timeout_us; else 0.  A primary that is never
+                             * given an echo counts the secondary as lost: it must know that it
+                             * was heard */
     /* from the peer */
     RE_PEER_READY, RE_PEER_ACK, RE_PEER_APPLIED,
     RE_PEER_CHECKPOINT,     /* epoch: in which the difference was seen, 0 unknown; text */
@@ -229,6 +231,9 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint32_t checkpoint_tries, resume_tries, again_tries;
     uint32_t taken_try;     /* attempt whose request the guest has read; 0: none */
     uint64_t echo_us;        /* newest time of ours that the peer is known to have heard; 0: none */
+    uint64_t lease_us;       /* primary: until then the secondary trusts us, for what it promised */
+    uint64_t trust_us;       /* the peer is not lost before this, whatever .timeout is since */
+    uint64_t gap_us[2], gap_since_us; /* longest silence of this half window, of the one before */
     uint64_t retry_us;       /* no checkpoint before this */
     uint64_t resume_us;      /* RA_RESUME is given again then; 0: not armed */
     uint64_t again_us;       /* the state's own action is given again then; 0: not armed */
@@ -240,6 +245,12 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
                       struct remus_actions *out);
 /* When RE_TICK is due at the latest. */
 uint64_t remus_core_next_us(const struct remus_core *c);
+/*
+ * The silence after which the peer counts as lost: three times the longest between two signs of
+ * life in the last 10 to 20 times timeout_ms, within the limits of params.  What heartbeats
+ * announce.
+ */
+uint64_t remus_core_timeout_us(const struct remus_core *c);
 /*
  * Primary: until when output may leave, by what is known of the secondary now: it counts us as lost
  * no sooner.  0: that is not for time to say (nothing is protected yet, or the arbiter decides).

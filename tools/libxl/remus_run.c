@@ -349,7 +349,7 @@ static void handle_frame(struct remus_run *r, const struct remus_frame *f, const
         }
         memcpy(&beat, payload, sizeof(beat));
         r->peer_sent_us = beat.sent_us;
-        remus_run_post(r, RE_FRAME_ANY, 0, beat.echo_us, NULL);
+        remus_run_post(r, RE_FRAME_ANY, beat.timeout_us, beat.echo_us, NULL);
         return;
     }
     case REMUS_FRAME_ERROR:

@@ -844,6 +844,7 @@ static void send_heartbeat(struct remus_run *r)
 {
     struct remus_heartbeat beat = {
         .sent_us = remus_run_now_us(), .echo_us = r->peer_sent_us, .state = r->core.state,
+        .timeout_us = remus_core_timeout_us(&r->core),
     };
 
     remus_run_send(r, REMUS_FRAME_HEARTBEAT, 0, &beat, sizeof(beat));

@@ -87,6 +87,8 @@ struct remus_heartbeat {
     uint64_t sent_us;               /* sender's CLOCK_MONOTONIC, microseconds */
     uint64_t echo_us;               /* newest sent_us received from the peer, 0 if none */
     uint64_t state;                 /* sender's state number, for the log */
+    /* silence after which the sender counts the peer as lost: not sooner than that after echo_us */
+    uint64_t timeout_us;
 };
 
 #define REMUS_PAGES_PER_FRAME    240u
@@ -246,7 +248,7 @@ struct remus_disk_open {            /* the disk as the guest knows it */
 REMUS_CHECK_SIZE(struct remus_open, 40);
 REMUS_CHECK_SIZE(struct remus_frame, 24);
 REMUS_CHECK_SIZE(struct remus_hello, 48);
-REMUS_CHECK_SIZE(struct remus_heartbeat, 24);
+REMUS_CHECK_SIZE(struct remus_heartbeat, 32);
 REMUS_CHECK_SIZE(struct remus_pages, 8);
 REMUS_CHECK_SIZE(struct remus_record, 16);
 REMUS_CHECK_SIZE(struct remus_evtchn, 8);
