@@ -2,6 +2,7 @@
 """Protection from running guest to surviving the loss of a host, on two real Xen hosts."""
 
 import os
+import signal
 import sys
 import time
 
@@ -317,13 +318,13 @@ def test_ctrl_c_during_the_initial_copy(lab):
     colo.check_nothing_left(lab, "b")
 
 
-def daemon_killed(lab, host, name):
+def daemon_killed(lab, host, name, number=signal.SIGKILL):
     guest = lab.guest("a")
     session = colo.Session(lab, guest)
     session.wait_protected()
     client = lab.client(guest, long=100)
     client.wait_answers(5)
-    colo.kill_by_name(lab, host, name)
+    colo.kill_by_name(lab, host, name, number)
     equal(session.wait_end(90), 3, "exit status of xl remus")
     client.wait_answers(10)
     client.stop_without_errors()
@@ -339,6 +340,16 @@ def test_the_death_of_colo_proxyd_ends_protection_and_not_the_guest(lab):
 @deadline(240)
 def test_the_death_of_colo_shadowd_ends_protection_and_not_the_guest(lab):
     daemon_killed(lab, "b", "colo-shadowd")
+
+
+@deadline(240)
+def test_a_colo_proxyd_that_hangs_counts_as_dead(lab):
+    daemon_killed(lab, "a", "colo-proxyd", signal.SIGSTOP)
+
+
+@deadline(240)
+def test_a_colo_shadowd_that_hangs_counts_as_dead(lab):
+    daemon_killed(lab, "b", "colo-shadowd", signal.SIGSTOP)
 
 
 @deadline(240)

@@ -11,8 +11,8 @@ status=0
 "$sim" --seeds "1-$many" || exit 1
 
 for bug in release-before-ack no-hold partial-apply first-epoch-free no-resume no-echo \
-           late-suspend clock-stops promise stop-ignored bitmap-lost no-compare ack-early disk-early \
-           disk-commit-all disk-overlay; do
+           late-suspend clock-stops promise stop-ignored bitmap-lost no-compare ack-early \
+           disk-early disk-commit-all disk-overlay; do
     if found=$("$sim" --seeds "1-$seeds" --break "$bug"); then
         echo "NOT CAUGHT: $bug"
         status=1

@@ -43,7 +43,7 @@
 #define AGAIN_MS             1000u
 #define UNPROTECT_TRIES      10u
 #define APPLY_TRIES          3u
-#define GAPS                 3u      /* a peer is lost when it is silent for so many of its longest */
+#define GAPS                 3u      /* silence is loss at so many of its longest */
 #define GAP_WINDOW           10u     /* times timeout_ms */
 
 /* The mode that chooses (p_choose). */

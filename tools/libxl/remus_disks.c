@@ -23,7 +23,7 @@
 #define WINDOW_MIN    (UINT64_C(96) << 20) /* colo-blkd needs as much */
 #define STORE_PARTS   3u            /* overlay, the primary's writes, and room for others */
 
-static struct remus_daemon *daemon_of(const struct remus_run *r)
+struct remus_daemon *remus_disks_daemon(const struct remus_run *r)
 {
     const struct remus_disks *d = &r->disks;
 
@@ -32,7 +32,7 @@ static struct remus_daemon *daemon_of(const struct remus_run *r)
 
 int remus_disks_fd(const struct remus_run *r)
 {
-    const struct remus_daemon *d = daemon_of(r);
+    const struct remus_daemon *d = remus_disks_daemon(r);
 
     return d ? d->fd : -1;
 }
@@ -52,7 +52,7 @@ void remus_disks_init(struct remus_disks *d)
 static void stop_daemon(struct remus_run *r)
 {
     if (r->disks.starts)
-        remus_run_daemon_stop(daemon_of(r));
+        remus_run_daemon_stop(remus_disks_daemon(r));
 }
 
 void remus_disks_dispose(struct remus_run *r)
@@ -119,7 +119,7 @@ static int ask(struct remus_run *r, const struct ctl_msg *msg, const void *struc
 {
     int rc = ctl_send_wait(remus_disks_fd(r), msg, structs, NULL, fd, fd ? 1 : 0, CONTROL_MS);
 
-    return rc ? rc : remus_run_daemon_wait(daemon_of(r), answer, REST_MS);
+    return rc ? rc : remus_run_daemon_wait(remus_disks_daemon(r), answer, REST_MS);
 }
 
 /*
@@ -373,7 +373,7 @@ void remus_disks_give(struct remus_run *r, bool ended)
     if (!ended) {
         rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
         if (!rc)
-            rc = remus_run_daemon_wait_for(daemon_of(r), CTL_DETACHED, d->rests, REST_MS);
+            rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests, REST_MS);
     }
     if (rc)
         failed(r, "brought to rest", rc);
@@ -633,7 +633,7 @@ void remus_disks_end(struct remus_run *r)
     if (!r->disks.count)
         return;
     if (r->disks.starts && r->core.state != RS_ACTIVE)
-        daemon_of(r)->quit_ms = END_MS;
+        remus_disks_daemon(r)->quit_ms = END_MS;
     stop_daemon(r);
     if (r->h.domid)
         remus_disks_close(r->xs, r->h.domid);

@@ -13,7 +13,8 @@
 void remus_disks_init(struct remus_disks *d);
 /* What is left of a session: the daemon, unless it serves an active guest or an orphan. */
 void remus_disks_dispose(struct remus_run *r);
-/* Control socket of the daemon; -1: none. */
+/* The daemon that serves the disks, and its control socket; NULL, -1: none. */
+struct remus_daemon *remus_disks_daemon(const struct remus_run *r);
 int remus_disks_fd(const struct remus_run *r);
 /* A daemon's message.  true: it was about the disks. */
 bool remus_disks_control(struct remus_run *r, const struct ctl_in *in);

@@ -26,6 +26,7 @@
 
 #define PERIOD_MS       100u
 #define STATS_PERIODS   5u          /* the daemon is asked in every fifth */
+#define HUNG_QUESTIONS  20u         /* 10 s without a word: it hangs */
 #define STATUS_US       500000u
 #define PUBLISH_US      1000000u
 #define READY_MS        10000
@@ -232,6 +233,24 @@ static void arm_timer(struct remus_run *r)
         uv_timer_start(&r->timer, on_timer, next > now ? (next - now + 999) / 1000 : 0, 0);
 }
 
+/*
+ * A daemon is asked twice a second how it does.  One that says nothing for long hangs, which is as
+ * bad as being dead and does not look like it: it is killed.  Questions are counted, not time: when
+ * this process was away itself there was one, and the answer is read before the next.
+ */
+static void ask_daemon(struct remus_run *r, struct remus_daemon *d)
+{
+    if (!d || d->fd < 0 || d->asked_in++ % STATS_PERIODS)
+        return;
+    if (d->unanswered++ == HUNG_QUESTIONS && d->running) {
+        remus_run_log(r, XC_SR_ERROR, "%s hangs: it has not answered for %u s; it is killed",
+                      d->name, HUNG_QUESTIONS * STATS_PERIODS * PERIOD_MS / 1000);
+        uv_process_kill(&d->process, SIGKILL);
+        return;
+    }
+    ctl_say(d->fd, CTL_STATS_GET, 0, 0, NULL);
+}
+
 static void on_period(uv_timer_t *timer)
 {
     struct remus_run *r = timer->data;
@@ -254,10 +273,8 @@ static void on_period(uv_timer_t *timer)
     }
     if (r->finished)
         return;
-    if (r->daemon.fd >= 0 && r->periods++ % STATS_PERIODS == 0)
-        ctl_say(r->daemon.fd, CTL_STATS_GET, 0, 0, NULL);
-    if (remus_disks_fd(r) >= 0 && r->disk_periods++ % STATS_PERIODS == 0)
-        ctl_say(remus_disks_fd(r), CTL_STATS_GET, 0, 0, NULL);
+    ask_daemon(r, &r->daemon);
+    ask_daemon(r, remus_disks_daemon(r));
     if (r->ops->periodic)
         r->ops->periodic(r);
     publish(r);
@@ -543,6 +560,7 @@ static void on_control(uv_poll_t *poll_handle, int status, int events)
             daemon_lost(d, "has ended");
             return;
         }
+        d->unanswered = 0;
         dispatch_control(d, &in);
         ctl_in_dispose(&in);
     }
@@ -626,6 +644,7 @@ int remus_run_daemon_wait_for(struct remus_daemon *d, uint32_t type, uint64_t ep
             return -EPIPE;
         rc = ctl_recv(d->fd, &in);
         if (rc == 0) {
+            d->unanswered = 0;
             found = in.msg.type == type && (epoch == RUN_ANY_EPOCH || in.msg.epoch == epoch);
             if (!found)
                 dispatch_control(d, &in);

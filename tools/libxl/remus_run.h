@@ -47,6 +47,8 @@ struct remus_daemon {
     uv_poll_t poll;
     int fd;                         /* control socket, -1: none */
     bool running, expected_to_end;
+    unsigned int unanswered;        /* questions since it said something last */
+    unsigned int asked_in;          /* periods */
     int quit_ms;                    /* how long its orderly end may take; 0: QUIT_MS */
     bool poll_open, process_open;
     char name[24], last_words[160]; /* ": " and why it failed, if it said so */
@@ -127,7 +129,6 @@ struct remus_run {
     bool channel_lost_told;
     uint64_t disks_lost_us;         /* when colo-blkd reported that it replicates no more */
     char disks_lost[160];
-    unsigned int periods, disk_periods;
 
     struct remus_status status;
     uint64_t status_us;
