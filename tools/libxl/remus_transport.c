@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -83,7 +84,8 @@ int remus_secret_parse(uint8_t secret[REMUS_SECRET_BYTES], const char *text)
 /* ---- ssh ---------------------------------------------------------------------------------- */
 
 /* In the child, between fork and exec. */
-static void become_ssh(const char *ssh, const char *host, const char *command, int in, int out)
+static void become_ssh(const char *ssh, const char *host, const char *command, int in, int out,
+                       pid_t parent)
 {
     sigset_t none;
     char *text = NULL;
@@ -97,6 +99,10 @@ static void become_ssh(const char *ssh, const char *host, const char *command, i
     signal(SIGCHLD, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    /* After a takeover the receiver, and with it ssh, stays: nobody's ssh must not, nor keep the
+     * terminal or pipe that it has as its standard error. */
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM) || getppid() != parent)
+        _exit(127);
     if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0)
         _exit(127);
     if (!ssh[0]) {
@@ -114,7 +120,7 @@ int remus_ssh_spawn(struct remus_ssh *out, const char *ssh, const char *host, co
 {
     int down[2] = {-1, -1}, up[2] = {-1, -1};
     int rc = 0, i;
-    pid_t pid;
+    pid_t pid, parent = getpid();
 
     *out = (struct remus_ssh){.in_fd = -1, .out_fd = -1};
     /* ssh would take a host that begins with '-' for an option. */
@@ -130,7 +136,7 @@ int remus_ssh_spawn(struct remus_ssh *out, const char *ssh, const char *host, co
         goto out;
     }
     if (pid == 0)
-        become_ssh(ssh, host, command, down[0], up[1]);
+        become_ssh(ssh, host, command, down[0], up[1], parent);
     out->pid = pid;
     out->out_fd = down[1];
     out->in_fd = up[0];
