@@ -107,8 +107,8 @@ for _mode in ("remus", "kemari"):
 
 
 @deadline(240)
-def test_curling_fails_over_to_its_newest_checkpoint_and_loses_what_was_said_since(lab):
-    """What the mode gives up is lost; what it promises, a guest that runs, is there."""
+def test_curling_fails_over_to_its_newest_checkpoint(lab):
+    """What was said before that is known to it; what was said since may be lost."""
     guest = lab.guest("a")
     session = colo.Session(lab, guest, mode="curling")
     session.wait_protected()
