@@ -1298,7 +1298,10 @@ struct confinement {
 static int writer_confine(void *arg)
 {
     const int capabilities[] = { CAP_NET_ADMIN };
-    const struct privdrop_options drop = { .capabilities = capabilities, .capability_count = 1 };
+    /* It ends when its socket does, except when it hangs. */
+    const struct privdrop_options drop = {
+        .capabilities = capabilities, .capability_count = 1, .death_signal = SIGKILL,
+    };
     struct confinement *c = arg;
     int rc = remus_privdrop(&drop, c->error, c->error_bytes);
 

@@ -140,6 +140,10 @@ int remus_privdrop(const struct privdrop_options *options, char *error, size_t e
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
         return privdrop_fail(-errno, "prctl", error, error_bytes);
     }
+    /* A change of user has undone one that was set before. */
+    if (options->death_signal && prctl(PR_SET_PDEATHSIG, options->death_signal, 0, 0, 0) < 0) {
+        return privdrop_fail(-errno, "signal for the parent's death", error, error_bytes);
+    }
     rc = privdrop_seccomp(options);
     if (rc) {
         return privdrop_fail(rc, "system call filter", error, error_bytes);

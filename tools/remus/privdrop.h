@@ -20,6 +20,7 @@ struct privdrop_syscall {
 };
 
 struct privdrop_options {
+    int death_signal;          /* what this process gets when its parent dies; 0: none */
     const char *user;                            /* NULL: "nobody" */
     const int *capabilities;                     /* CAP_*, kept; all others go */
     size_t capability_count;
