@@ -113,13 +113,13 @@ def test_curling_fails_over_to_its_newest_checkpoint(lab):
     session = colo.Session(lab, guest, mode="curling")
     session.wait_protected()
     session.wait_checkpoints(5, 60)
-    before = int(guest.ask(7000, "inc").split()[0])
+    before = int(guest.ask(7000, "inc").split()[1])
     status = session.status()
     session.wait_checkpoints(status["checkpoints"] + 15, 60)  # the status is a second old
     check("not held" in session.log(), "the start says what the mode gives up: " + session.log())
     lab.freeze("a")
     colo.wait_active(lab, "b", guest.name)
-    equal(int(guest.ask(7000, "inc").split()[0]), before + 1, "counter of a checkpoint ago")
+    equal(int(guest.ask(7000, "inc").split()[1]), before + 1, "counter of a checkpoint ago")
     session.process.kill()
 
 
