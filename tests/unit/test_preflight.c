@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
+/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
 /* Every refusal, one by one: a guest and two hosts that are fit, with one thing wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -155,6 +155,8 @@ PRIMARY(a_missing_device, strcpy(f.host.missing_device, "/dev/xen/evtchn");
         strcpy(f.host.missing_module, "xen-evtchn"), "/dev/xen/evtchn", "modprobe xen-evtchn")
 PRIMARY(a_kernel_that_cannot_hold_packets, f.host.nft_queue = false;
         strcpy(f.host.nft_error, "no such expression"), "no such expression", "nft_queue")
+PRIMARY(a_kernel_without_tls, strcpy(f.host.tls_error, "none: run modprobe tls"), "modprobe tls",
+        "--plain")
 
 static void a_disk_is_fine(void **state)
 {
@@ -184,6 +186,16 @@ static void n_with_f_asks_nothing_of_the_interfaces(void **state)
     f.guest.vif[0].bridge[0] = '\0';
     f.host.nft_queue = false;
     f.meets.bridge_there[0] = false;
+    on_primary();
+    on_secondary();
+    assert_int_equal(f.refusals.count, 0);
+}
+
+static void plain_asks_no_tls_of_the_kernels(void **state)
+{
+    (void)state;
+    strcpy(f.host.tls_error, "none");
+    f.wishes.plain = true;
     on_primary();
     on_secondary();
     assert_int_equal(f.refusals.count, 0);
@@ -223,6 +235,8 @@ SECONDARY(a_disk_that_is_smaller_there,
 SECONDARY(a_bridge_of_another_kind, f.meets.bridge_foreign[0] = true, "br0", "Linux kernel")
 SECONDARY(a_missing_tun, strcpy(f.host.missing_device, "/dev/net/tun");
           strcpy(f.host.missing_module, "tun"), "/dev/net/tun", "modprobe tun")
+SECONDARY(a_kernel_without_tls_there, strcpy(f.host.tls_error, "none: run modprobe tls"),
+          "modprobe tls", "--plain")
 SECONDARY(a_missing_program_there, strcpy(f.host.missing_program, "colo-shadowd"), "colo-shadowd",
           "make install")
 SECONDARY(another_xen_series_there, strcpy(f.host.xen, "4.16.2"), "4.16.2", "4.17")
@@ -522,8 +536,8 @@ static void options_go_to_the_next_session_whole(void **state)
 
     (void)state;
     assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
-                           "--sync-rate 7 -d -n -F --verify --arbiter fence:x --reprotect a "
-                           "--keep-trying --json --data-address :7000 web1 beta"), 0);
+                           "--sync-rate 7 --plain -d -n -F --verify --arbiter fence:x "
+                           "--reprotect a --keep-trying --json --data-address :7000 web1 beta"), 0);
     assert_false(remus_options_only_words(&o));
     first = o;
     add_word(&w, "remus");
@@ -538,7 +552,7 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_int_equal(o.heartbeat_ms, 50);
     assert_int_equal(o.timeout_ms, 1000);
     assert_int_equal(o.sync_kib, 7 * 1024);
-    assert_true(o.no_disk && o.no_net && o.unsafe && o.verify);
+    assert_true(o.plain && o.no_disk && o.no_net && o.unsafe && o.verify);
     assert_string_equal(o.arbiter, "fence:x");
     assert_string_equal(o.host, "alpha");
     for (w.argc -= 2; w.argc;)
@@ -614,6 +628,9 @@ int main(void)
         T(a_missing_program),
         T(a_missing_device),
         T(a_kernel_that_cannot_hold_packets),
+        T(a_kernel_without_tls),
+        T(plain_asks_no_tls_of_the_kernels),
+        T(a_kernel_without_tls_there),
         T(d_accepts_read_only_disks_and_with_f_all),
         T(n_with_f_asks_nothing_of_the_interfaces),
         T(a_guest_without_interfaces_needs_no_packet_queue),

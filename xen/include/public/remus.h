@@ -15,7 +15,7 @@
 #define REMUS_PROTOCOL_VERSION   1u
 #define REMUS_SECRET_BYTES       32u
 
-/* ---- Opening of either stream: the connecting side (primary) proves itself ---------------- */
+/* ---- Opening of each stream, inside TLS unless --plain: what the connection is for ---------- */
 
 #define REMUS_OPEN_MAGIC         0x31534d52u /* "RMS1" */
 #define REMUS_CHANNEL_LINK       1u
@@ -26,7 +26,7 @@ struct remus_open {                 /* primary -> secondary, first bytes on each
     uint32_t magic;                 /* REMUS_OPEN_MAGIC */
     uint16_t version;               /* REMUS_PROTOCOL_VERSION */
     uint16_t channel;               /* REMUS_CHANNEL_* */
-    uint8_t  secret[REMUS_SECRET_BYTES]; /* one-time, handed over through ssh */
+    uint8_t  secret[REMUS_SECRET_BYTES]; /* --plain: one-time, handed over through ssh; else 0 */
 };
 
 /* ---- Link frames ------------------------------------------------------------------------ */
