@@ -106,6 +106,9 @@ struct remus_run {
     uv_loop_t loop;
     uv_tcp_t link;
     bool link_open, link_closing;
+    int link_epoll;                 /* what is read on the link: see watch_link */
+    uv_poll_t link_poll;
+    bool link_poll_open;
     uint64_t link_written;
     struct remus_decoder *decoder;
     uv_timer_t timer, period;
