@@ -377,6 +377,19 @@ static void without_a_mode_it_is_remus(void **state)
     assert_string_equal(o.mode, "auto");
 }
 
+static void the_last_word_on_compression_counts(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("-c w h"), 0);
+    assert_false(o.compress);
+    assert_int_equal(parse("-c -u --compress lz4 w h"), 0);
+    assert_true(o.compress);
+    assert_int_equal(parse("-c --compress lz4 -u w h"), 0);
+    assert_false(o.compress);
+    assert_int_equal(parse("-c --compress lz4 --compress none w h"), 0);
+    assert_false(o.compress);
+}
+
 static void a_line_is_refused_with(const char *line, const char *words)
 {
     assert_int_equal(parse(line), -EINVAL);
@@ -404,6 +417,7 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("-c --timeout 200 a b", "three times");
     a_line_is_refused_with("-c --heartbeat 2000 a b", "three times");
     a_line_is_refused_with("-c --json -q a b", "exclude");
+    a_line_is_refused_with("-c --compress gzip a b", "lz4");
     a_line_is_refused_with("-c -s '' a b", "--data-address");
     a_line_is_refused_with("-c --data-address x:99999 a b", "x:99999");
     a_line_is_refused_with("-c '' b", "DOMAIN is empty");
@@ -536,8 +550,9 @@ static void options_go_to_the_next_session_whole(void **state)
 
     (void)state;
     assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
-                           "--sync-rate 7 --plain -d -n -F --verify --arbiter fence:x "
-                           "--reprotect a --keep-trying --json --data-address :7000 web1 beta"), 0);
+                           "--sync-rate 7 --plain --compress lz4 -d -n -F --verify "
+                           "--arbiter fence:x --reprotect a --keep-trying --json "
+                           "--data-address :7000 web1 beta"), 0);
     assert_false(remus_options_only_words(&o));
     first = o;
     add_word(&w, "remus");
@@ -552,7 +567,7 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_int_equal(o.heartbeat_ms, 50);
     assert_int_equal(o.timeout_ms, 1000);
     assert_int_equal(o.sync_kib, 7 * 1024);
-    assert_true(o.plain && o.no_disk && o.no_net && o.unsafe && o.verify);
+    assert_true(o.plain && o.compress && o.no_disk && o.no_net && o.unsafe && o.verify);
     assert_string_equal(o.arbiter, "fence:x");
     assert_string_equal(o.host, "alpha");
     for (w.argc -= 2; w.argc;)
@@ -652,6 +667,7 @@ int main(void)
         T(unprotected_traffic_comes_from_the_line_and_from_a_file),
         T(all_options_are_taken),
         T(without_a_mode_it_is_remus),
+        T(the_last_word_on_compression_counts),
         T(wrong_lines_say_what_is_wrong),
         T(help_and_release_need_no_mode),
         T(options_end_at_the_domain),

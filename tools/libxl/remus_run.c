@@ -351,6 +351,23 @@ void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const vo
     remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + length);
 }
 
+void remus_run_send_packed(struct remus_run *r, struct remus_packer *packer, uint32_t type,
+                           uint64_t epoch, const void *payload, uint32_t length)
+{
+    struct remus_frame header;
+    uint8_t *buffer = packer ? malloc(sizeof(header) + length) : NULL;
+    uint32_t packed = buffer ? remus_pack(packer, payload, length, buffer + sizeof(header)) : 0;
+
+    if (!packed) {
+        free(buffer);
+        remus_run_send(r, type, epoch, payload, length);
+        return;
+    }
+    remus_frame_header(&header, type | REMUS_FRAME_LZ4, epoch, buffer + sizeof(header), packed);
+    memcpy(buffer, &header, sizeof(header));
+    remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + packed);
+}
+
 bool remus_run_link_full(const struct remus_run *r)
 {
     return r->link_open && uv_stream_get_write_queue_size((const uv_stream_t *)&r->link) >

@@ -492,6 +492,7 @@ static int start(struct supervisor *s)
             .net = !s->o.no_net && s->guest.vifs,
         },
         .verify = s->o.verify,
+        .compress = s->o.compress,
         .net = !s->o.no_net && s->guest.vifs,
         .vifs = s->guest.vifs,
         .link_fd = s->fds[REMUS_CHANNEL_LINK],

@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -240,6 +241,21 @@ static const char *what_was_written_last_comes_before_the_end(void)
     return NULL;
 }
 
+/* Said, not asked for: what a writer that has filled the connection loses when it closes it. */
+static const char *a_close_behind_full_buffers_ends_the_connection(void)
+{
+    size_t sent, come = 0;
+    int fds[2], rc;
+
+    tls_pair(fds);
+    sent = fill(fds[0]);
+    close(fds[0]);
+    rc = drain(fds[1], &come);
+    close(fds[1]);
+    printf("# closed with full buffers: %zu of %zu octets came\n", come, sent);
+    return rc == EILSEQ || rc == ETIME ? strerror(rc) : NULL;
+}
+
 static const char *control_record(uint8_t type, const uint8_t *body, size_t bytes)
 {
     union { char room[CMSG_SPACE(1)]; struct cmsghdr align; } control = {.room = ""};
@@ -350,6 +366,51 @@ static const char *a_changed_length_is_an_error_of_read(void)
 static const char *half_a_record_is_the_end(void)
 {
     return relayed(2022 + 700, 0, 0, 2000);
+}
+
+/*
+ * What poll() says of half a record differs: Linux 6.1 calls it readable, though read() gives
+ * EAGAIN, later ones do not.  An edge-triggered set tells of it when it is whole, and not sooner.
+ */
+static const char *an_edge_triggered_set_tells_of_whole_records(void)
+{
+    struct remus_tls_keys keys = {.key = "1"};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET};
+    char error[REMUS_ERROR_BYTES];
+    int a[2], b[2], set = epoll_create1(0);
+    uint8_t wire[200], byte;
+    ssize_t n;
+
+    tcp_pair(a);
+    tcp_pair(b);
+    if (remus_ktls_set(a[0], &keys, &keys, error) || remus_ktls_set(b[1], &keys, &keys, error))
+        return "no keys";
+    if (write(a[0], "0123456789", 10) != 10 || !readable(a[1], PATIENCE_MS) ||
+        (n = read(a[1], wire, sizeof(wire))) != 10 + 22)
+        return "no record";
+    epoll_ctl(set, EPOLL_CTL_ADD, b[1], &event);
+    if (write(b[0], wire, 20) != 20)
+        return "write";
+    while (epoll_wait(set, &event, 1, 300) == 1)
+        if (read(b[1], &byte, 1) != -1 || errno != EAGAIN)
+            return "half a record is read";
+    printf("# poll() says that half a record is %sreadable\n", readable(b[1], 0) ? "" : "not ");
+    if (epoll_wait(set, &event, 1, 300) != 0)
+        return "it tells again and again";
+    if (write(b[0], wire + 20, (size_t)n - 20) != n - 20)
+        return "write";
+    for (int i = 0; i < 10; i++)
+        if ((!i && epoll_wait(set, &event, 1, PATIENCE_MS) != 1) || read(b[1], &byte, 1) != 1)
+            return "the whole record is not told of";
+    shutdown(b[0], SHUT_WR);
+    if (epoll_wait(set, &event, 1, PATIENCE_MS) != 1 || read(b[1], &byte, 1) != 0)
+        return "the end is not told of";
+    for (int i = 0; i < 2; i++) {
+        close(a[i]);
+        close(b[i]);
+    }
+    close(set);
+    return NULL;
 }
 
 static const char *another_key_is_an_error_of_read(void)
@@ -464,11 +525,13 @@ int main(int argc, char **argv)
         CHECK(everything_arrives_in_order),
         CHECK(a_reader_that_stands_still_blocks_nobody),
         CHECK(what_was_written_last_comes_before_the_end),
+        CHECK(a_close_behind_full_buffers_ends_the_connection),
         CHECK(an_alert_is_an_error_of_read),
         CHECK(a_change_of_keys_is_an_error_of_read),
         CHECK(a_changed_octet_is_an_error_of_read),
         CHECK(a_changed_length_is_an_error_of_read),
         CHECK(half_a_record_is_the_end),
+        CHECK(an_edge_triggered_set_tells_of_whole_records),
         CHECK(another_key_is_an_error_of_read),
 #undef CHECK
     };
