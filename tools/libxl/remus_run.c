@@ -398,6 +398,13 @@ static void handle_frame(struct remus_run *r, const struct remus_frame *f, const
     }
 }
 
+/* The link may have been closed by what was read. */
+static void stop_reading(struct remus_run *r)
+{
+    if (r->link_poll_open)
+        uv_poll_stop(&r->link_poll);
+}
+
 /* Whether there may be more to read, and it is wanted. */
 static bool read_link(struct remus_run *r, int fd)
 {
@@ -415,7 +422,7 @@ static bool read_link(struct remus_run *r, int fd)
     if (n < 0 && errno == EAGAIN)
         return false;
     if (n <= 0) {
-        uv_poll_stop(&r->link_poll);
+        stop_reading(r);
         remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s ended: %s", r->p->peer,
                        n ? strerror(errno) : "closed by the other side");
         return false;
@@ -429,11 +436,12 @@ static bool read_link(struct remus_run *r, int fd)
         handle_frame(r, &frame, payload);
     }
     if (rc < 0) {
-        uv_poll_stop(&r->link_poll);
+        stop_reading(r);
         remus_run_post(r, RE_PEER_BAD, 0, 0, "%s", remus_decoder_error(r->decoder));
         return false;
     }
-    return (size_t)n == room && !r->finished && uv_is_active((uv_handle_t *)&r->link_poll);
+    return (size_t)n == room && !r->finished && r->link_poll_open &&
+           uv_is_active((uv_handle_t *)&r->link_poll);
 }
 
 /* Of what has come we are told once: what is left of it has to be asked for again. */
