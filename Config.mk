@@ -32,9 +32,9 @@ SAN      := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 
 LDFLAGS  += -Wl,--as-needed -Wl,-z,relro,-z,now -pthread
 LDLIBS    = -lxenlight -lxlutil -lxenctrl -lxenforeignmemory -lxenguest -lxengnttab -lxenevtchn \
-            -lxenstore -lxentoollog -lxentoolcore -luv -lxxhash -lnftables \
+            -lxenstore -lxentoollog -lxentoolcore -luv -lxxhash -llz4 -lnftables \
             -lnl-route-3 -lnl-nf-3 -lnl-genl-3 -lnl-3 \
-            -lyajl -luuid -luring -lcap-ng -lseccomp -lm
+            -lyajl -luuid -lgnutls -luring -lcap-ng -lseccomp -lm
 
 # Seconds that each fuzz target runs in check-fast, and in `make fuzz`.
 FUZZ_SECONDS      ?= 3

@@ -35,7 +35,7 @@ SCRIPTS  := $(sort $(wildcard tools/libxl/remus-vif-script tools/remus/arbiters/
 BUILT    := $(foreach p,$(PROGRAMS),$(if $(wildcard $(MAIN_$(p))),$(p)))
 
 # A program that lab tests run in a host, in the place of a coordinator: with its libraries.
-LAB_TOOLS := disk-driver
+LAB_TOOLS := disk-driver tls-driver
 
 UNIT     := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
 FUZZ     := $(patsubst tests/fuzz/%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))

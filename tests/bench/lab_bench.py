@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Figures of the lab against the distribution's tools and an unprotected guest, in one run.
 
-    tests/bench/lab_bench.py [stops|saver|traffic|disks]...
+    tests/bench/lab_bench.py [stops|saver|traffic|link|disks]...
 
 Hosts are emulated and share two cores: only the ratios mean anything.
 """
@@ -112,6 +112,45 @@ def traffic(lab):
     print("checkpoints %d, asked for: %s" % (status["checkpoints"], status["requested"]))
 
 
+LINKS = {"plain": "--plain", "plain, lz4": "--plain --compress lz4", "encrypted": "",
+         "encrypted, lz4": "--compress lz4"}
+LINK_CHECKPOINTS = 6
+
+
+def link_figures(lab, options):
+    """Initial copy, ms; of its checkpoints: ms until 1000 pages are acknowledged, bytes a page."""
+    lab.put_in_order()
+    guest = lab.guest("a")
+    session = colo.Session(lab, guest, interval_ms=1500, verify=False, options=options)
+    copy = session.wait_protected()["copy"]
+    guest.dirty(DIRTY_PAGES_PER_S * 4)
+    acks, sizes, seen = [], [], session.status()["checkpoints"]
+    while len(acks) < LINK_CHECKPOINTS:
+        status = session.wait_checkpoints(seen + 1, 60)
+        seen = status["checkpoints"]
+        if status["dirty_pages"] > 1000:
+            acks.append(status["ack_us"] / 1000 / status["dirty_pages"] * 1000)
+            sizes.append(status["epoch_bytes"] / status["dirty_pages"])
+    session.stop()
+    return copy["ms"], statistics.median(acks), statistics.median(sizes)
+
+
+def link(lab):
+    """The same guest through each kind of connection between the hosts, in turn."""
+    found = {name: [] for name in LINKS}
+    for _ in range(ROUNDS):
+        for name, options in LINKS.items():
+            found[name].append(link_figures(lab, options))
+    median = {name: [statistics.median(f[i] for f in rounds) for i in range(3)]
+              for name, rounds in found.items()}
+    for name in LINKS:
+        for i, (what, unit) in enumerate((("initial copy", "ms"),
+                                          ("1000 pages sent and acknowledged", "ms"),
+                                          ("bytes for a page of a checkpoint", "bytes"))):
+            row("%s, %s" % (what, name), median[name][i], median["plain"][i], unit,
+                median[name][i] / median["plain"][i])
+
+
 # What fio does: its options, the figure of its report, and how it is called.
 FIO_JOBS = [
     ("--rw=randread --bs=4k --iodepth=16", "read", "iops", "random 4 KB reads, IOPS"),
@@ -175,7 +214,7 @@ def disks(lab):
             row(name.split(",")[0] + title, ours, theirs, name.split(", ")[1], ours / theirs)
 
 
-PARTS = {"stops": stops, "saver": saver, "traffic": traffic, "disks": disks}
+PARTS = {"stops": stops, "saver": saver, "traffic": traffic, "link": link, "disks": disks}
 
 
 def main(argv):

@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_message.c tools/libxl/remus_transport.c */
+/* LINK: tools/libxl/remus_message.c tools/libxl/remus_transport.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c */
 /*
  * fuzz_message.c: what the other host says through ssh, and what an operator types as an address.
  * A message that is accepted is asked for fields of every kind; the text for the terminal must hold

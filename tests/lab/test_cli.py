@@ -250,7 +250,7 @@ WRONG_SECRET = r"""
 import json, socket, struct, subprocess, sys
 p = subprocess.Popen(["xl", "remus-receive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 greeting = json.loads(p.stdout.readline())
-hello = {"type": "hello", "protocol": 2, "name": "ghost", "host": "a", "mode": "colo",
+hello = {"type": "hello", "protocol": 3, "name": "ghost", "host": "a", "mode": "colo",
          "arbiter": "none", "session": "00112233-4455-6677-8899-aabbccddeeff",
          "memory_kb": 1024, "need_kb": 1024, "pages": 256, "vcpus": 1, "period_ms": 0,
          "heartbeat_ms": 0, "timeout_ms": 0, "deadline_ms": 0, "net": False,
@@ -286,7 +286,7 @@ def test_a_wrong_secret_is_turned_away(lab):
 
 
 def test_a_malformed_hello_is_refused(lab):
-    for changes in ({"name": "../../etc"}, {"name": ""}, {"name": "n" * 64}, {"protocol": 3},
+    for changes in ({"name": "../../etc"}, {"name": ""}, {"name": "n" * 64}, {"protocol": 2},
                     {"mode": "turbo"}, {"mode": 7}, {"memory_kb": -1}, {"session": "x"},
                     {"vifs": [{}] * 9}, {"net": True, "vifs": [{"bridge": "../x"}]},
                     {"type": "hullo"}, {"deadline_ms": 1.5}, {"arbiter": "../x"}, {"arbiter": 0}):

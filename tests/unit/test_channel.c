@@ -275,6 +275,29 @@ static void a_budget_leaves_frames_pending(void **state)
     assert_true(channel_pending(ends.secondary));
     assert_int_equal(channel_read(ends.secondary, see, &ends.at_secondary, 3), 0);
     assert_int_equal(ends.at_secondary.frames, 5);
+    /* Whether more has come since then was not looked at, and the kernel may have told of it. */
+    assert_true(channel_pending(ends.secondary));
+    assert_int_equal(channel_read(ends.secondary, see, &ends.at_secondary, 3), 0);
+    assert_int_equal(ends.at_secondary.frames, 5);
+    assert_false(channel_pending(ends.secondary));
+}
+
+/* With an edge-triggered set nothing else would ask for the rest. */
+static void what_a_budget_leaves_in_the_socket_is_pending(void **state)
+{
+    unsigned int i, rounds;
+
+    (void)state;
+    for (i = 0; i < 3; i++) {
+        assert_int_equal(send_bytes(ends.primary, input_head(REMUS_PACKET_MAX)), 0);
+        assert_int_equal(channel_flush(ends.primary), 0);
+    }
+    assert_int_equal(channel_read(ends.secondary, see, &ends.at_secondary, 1), 0);
+    for (rounds = 0; channel_pending(ends.secondary) && rounds < 100; rounds++) {
+        assert_int_equal(channel_read(ends.secondary, see, &ends.at_secondary, 1), 0);
+        assert_int_equal(channel_flush(ends.primary), 0);
+    }
+    assert_int_equal(ends.at_secondary.frames, 3);
     assert_false(channel_pending(ends.secondary));
 }
 
@@ -474,6 +497,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(many_frames_of_all_sizes_keep_their_order, setup_small,
                                         teardown),
         TEST(a_budget_leaves_frames_pending),
+        TEST(what_a_budget_leaves_in_the_socket_is_pending),
         TEST(a_pause_holds_frames_back),
         TEST(the_callers_error_ends_reading),
         cmocka_unit_test_setup_teardown(congestion_begins_high_and_ends_low, setup_small, teardown),

@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
+/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
 /* Every refusal, one by one: a guest and two hosts that are fit, with one thing wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -155,6 +155,8 @@ PRIMARY(a_missing_device, strcpy(f.host.missing_device, "/dev/xen/evtchn");
         strcpy(f.host.missing_module, "xen-evtchn"), "/dev/xen/evtchn", "modprobe xen-evtchn")
 PRIMARY(a_kernel_that_cannot_hold_packets, f.host.nft_queue = false;
         strcpy(f.host.nft_error, "no such expression"), "no such expression", "nft_queue")
+PRIMARY(a_kernel_without_tls, strcpy(f.host.tls_error, "none: run modprobe tls"), "modprobe tls",
+        "--plain")
 
 static void a_disk_is_fine(void **state)
 {
@@ -184,6 +186,16 @@ static void n_with_f_asks_nothing_of_the_interfaces(void **state)
     f.guest.vif[0].bridge[0] = '\0';
     f.host.nft_queue = false;
     f.meets.bridge_there[0] = false;
+    on_primary();
+    on_secondary();
+    assert_int_equal(f.refusals.count, 0);
+}
+
+static void plain_asks_no_tls_of_the_kernels(void **state)
+{
+    (void)state;
+    strcpy(f.host.tls_error, "none");
+    f.wishes.plain = true;
     on_primary();
     on_secondary();
     assert_int_equal(f.refusals.count, 0);
@@ -223,6 +235,8 @@ SECONDARY(a_disk_that_is_smaller_there,
 SECONDARY(a_bridge_of_another_kind, f.meets.bridge_foreign[0] = true, "br0", "Linux kernel")
 SECONDARY(a_missing_tun, strcpy(f.host.missing_device, "/dev/net/tun");
           strcpy(f.host.missing_module, "tun"), "/dev/net/tun", "modprobe tun")
+SECONDARY(a_kernel_without_tls_there, strcpy(f.host.tls_error, "none: run modprobe tls"),
+          "modprobe tls", "--plain")
 SECONDARY(a_missing_program_there, strcpy(f.host.missing_program, "colo-shadowd"), "colo-shadowd",
           "make install")
 SECONDARY(another_xen_series_there, strcpy(f.host.xen, "4.16.2"), "4.16.2", "4.17")
@@ -363,6 +377,19 @@ static void without_a_mode_it_is_remus(void **state)
     assert_string_equal(o.mode, "auto");
 }
 
+static void the_last_word_on_compression_counts(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("-c w h"), 0);
+    assert_false(o.compress);
+    assert_int_equal(parse("-c -u --compress lz4 w h"), 0);
+    assert_true(o.compress);
+    assert_int_equal(parse("-c --compress lz4 -u w h"), 0);
+    assert_false(o.compress);
+    assert_int_equal(parse("-c --compress lz4 --compress none w h"), 0);
+    assert_false(o.compress);
+}
+
 static void a_line_is_refused_with(const char *line, const char *words)
 {
     assert_int_equal(parse(line), -EINVAL);
@@ -390,6 +417,7 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("-c --timeout 200 a b", "three times");
     a_line_is_refused_with("-c --heartbeat 2000 a b", "three times");
     a_line_is_refused_with("-c --json -q a b", "exclude");
+    a_line_is_refused_with("-c --compress gzip a b", "lz4");
     a_line_is_refused_with("-c -s '' a b", "--data-address");
     a_line_is_refused_with("-c --data-address x:99999 a b", "x:99999");
     a_line_is_refused_with("-c '' b", "DOMAIN is empty");
@@ -522,8 +550,9 @@ static void options_go_to_the_next_session_whole(void **state)
 
     (void)state;
     assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
-                           "--sync-rate 7 -d -n -F --verify --arbiter fence:x --reprotect a "
-                           "--keep-trying --json --data-address :7000 web1 beta"), 0);
+                           "--sync-rate 7 --plain --compress lz4 -d -n -F --verify "
+                           "--arbiter fence:x --reprotect a --keep-trying --json "
+                           "--data-address :7000 web1 beta"), 0);
     assert_false(remus_options_only_words(&o));
     first = o;
     add_word(&w, "remus");
@@ -538,7 +567,7 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_int_equal(o.heartbeat_ms, 50);
     assert_int_equal(o.timeout_ms, 1000);
     assert_int_equal(o.sync_kib, 7 * 1024);
-    assert_true(o.no_disk && o.no_net && o.unsafe && o.verify);
+    assert_true(o.plain && o.compress && o.no_disk && o.no_net && o.unsafe && o.verify);
     assert_string_equal(o.arbiter, "fence:x");
     assert_string_equal(o.host, "alpha");
     for (w.argc -= 2; w.argc;)
@@ -614,6 +643,9 @@ int main(void)
         T(a_missing_program),
         T(a_missing_device),
         T(a_kernel_that_cannot_hold_packets),
+        T(a_kernel_without_tls),
+        T(plain_asks_no_tls_of_the_kernels),
+        T(a_kernel_without_tls_there),
         T(d_accepts_read_only_disks_and_with_f_all),
         T(n_with_f_asks_nothing_of_the_interfaces),
         T(a_guest_without_interfaces_needs_no_packet_queue),
@@ -635,6 +667,7 @@ int main(void)
         T(unprotected_traffic_comes_from_the_line_and_from_a_file),
         T(all_options_are_taken),
         T(without_a_mode_it_is_remus),
+        T(the_last_word_on_compression_counts),
         T(wrong_lines_say_what_is_wrong),
         T(help_and_release_need_no_mode),
         T(options_end_at_the_domain),

@@ -73,6 +73,8 @@ static void fill_epoch(struct xc_sr_epoch *e, uint64_t number, uint64_t pages)
     }
 }
 
+static struct remus_packer *packer; /* of what encode() makes; take() unpacks then */
+
 static void encode(struct stream *s, const struct xc_sr_epoch *e)
 {
     struct remus_epoch_encoder enc;
@@ -81,7 +83,7 @@ static void encode(struct stream *s, const struct xc_sr_epoch *e)
     int rc;
 
     assert_non_null(buffer);
-    remus_epoch_encode_begin(&enc, e);
+    remus_epoch_encode_begin(&enc, e, packer);
     do {
         rc = remus_epoch_encode_next(&enc, buffer, &length);
         assert_true(rc >= 0);
@@ -89,6 +91,7 @@ static void encode(struct stream *s, const struct xc_sr_epoch *e)
     } while (rc);
     assert_int_equal(remus_epoch_encode_next(&enc, buffer, &length), -EINVAL);
     assert_int_equal(enc.wire_bytes, s->length);
+    assert_true(enc.wire_bytes == enc.plain_bytes || (packer && enc.wire_bytes < enc.plain_bytes));
     free(buffer);
 }
 
@@ -104,6 +107,7 @@ static int take(const struct stream *s, size_t step, struct remus_assembler *a, 
     int rc, result = 0;
 
     assert_int_equal(remus_decoder_new(&d), 0);
+    assert_int_equal(packer ? remus_decoder_unpack(d) : 0, 0);
     for (;;) {
         while ((rc = remus_decoder_next(d, &frame, &payload)) > 0 && result == 0) {
             result = remus_assembler_frame(a, &frame, payload);
@@ -205,7 +209,7 @@ TEST(zero_pages_are_flagged_and_not_carried)
         memset(data, 0, XC_SR_PAGE_BYTES);
     }
     data[17] = 1;
-    remus_epoch_encode_begin(&enc, &e);
+    remus_epoch_encode_begin(&enc, &e, NULL);
     assert_int_equal(remus_epoch_encode_next(&enc, buffer, &length), 1);
     assert_int_equal(length, 24 + 8 + 100 * 8 + 4096);
     assert_int_equal(enc.zero_pages, 99);
@@ -238,6 +242,80 @@ TEST(a_buffer_that_is_reused_holds_no_old_page)
     xc_sr_epoch_free(&got);
 }
 
+static int with_packer(void **state)
+{
+    (void)state;
+    return remus_packer_new(&packer);
+}
+
+static int without_packer(void **state)
+{
+    (void)state;
+    remus_packer_free(packer);
+    packer = NULL;
+    return 0;
+}
+
+static uint32_t first_type(const struct stream *s)
+{
+    struct remus_frame f;
+
+    memcpy(&f, s->bytes, sizeof(f));
+    return f.type;
+}
+
+TEST(compressed_pages_are_smaller_and_survive_any_split)
+{
+    static const size_t steps[] = { 1, 23, 4096, SIZE_MAX };
+    struct xc_sr_epoch sent = { 0 }, got = { 0 };
+    struct stream s = { 0 };
+    struct remus_assembler a;
+    char error[160];
+
+    fill_epoch(&sent, 9, 700);
+    encode(&s, &sent);
+    assert_int_equal(first_type(&s), REMUS_FRAME_PAGES | REMUS_FRAME_LZ4);
+    /* Most of what is left are the records, which are not compressed. */
+    assert_true(s.length < 5 * REMUS_FRAME_MAX);
+    for (unsigned int i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        xc_sr_epoch_reset(&got, 9);
+        remus_assembler_begin(&a, &got, GFN_LIMIT, PAGE_LIMIT);
+        assert_int_equal(take(&s, steps[i], &a, error), 1);
+        same(&sent, &got);
+    }
+    free(s.bytes);
+    xc_sr_epoch_free(&sent);
+    xc_sr_epoch_free(&got);
+}
+
+TEST(pages_that_get_no_smaller_are_sent_as_they_are)
+{
+    struct xc_sr_epoch sent = { 0 }, got = { 0 };
+    struct stream s = { 0 };
+    struct remus_assembler a;
+    uint64_t random = 1;
+    char error[160];
+    uint8_t *data;
+
+    xc_sr_epoch_reset(&sent, 1);
+    for (uint64_t i = 0; i < 300; i++) {
+        assert_int_equal(xc_sr_epoch_add_page(&sent, i, &data), 0);
+        for (unsigned int k = 0; k < XC_SR_PAGE_BYTES; k++) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            data[k] = (uint8_t)(random >> 56);
+        }
+    }
+    encode(&s, &sent);
+    assert_int_equal(first_type(&s), REMUS_FRAME_PAGES);
+    xc_sr_epoch_reset(&got, 1);
+    remus_assembler_begin(&a, &got, GFN_LIMIT, PAGE_LIMIT);
+    assert_int_equal(take(&s, SIZE_MAX, &a, error), 1);
+    same(&sent, &got);
+    free(s.bytes);
+    xc_sr_epoch_free(&sent);
+    xc_sr_epoch_free(&got);
+}
+
 TEST(an_epoch_without_a_number_is_not_encoded)
 {
     struct xc_sr_epoch e = { 0 };
@@ -245,7 +323,7 @@ TEST(an_epoch_without_a_number_is_not_encoded)
     uint8_t buffer[64];
     uint32_t length;
 
-    remus_epoch_encode_begin(&enc, &e);
+    remus_epoch_encode_begin(&enc, &e, NULL);
     assert_int_equal(remus_epoch_encode_next(&enc, buffer, &length), -EINVAL);
 }
 
@@ -399,6 +477,88 @@ TEST(a_frame_of_another_epoch_has_another_checksum)
     assert_true(a.checksum != b.checksum);
     remus_frame_header(&b, REMUS_FRAME_CHECKPOINT, 1, "x", 1);
     assert_true(a.checksum != b.checksum);
+}
+
+/* ---- Compressed frames ---------------------------------------------------------------------- */
+
+static int decode_packed(uint32_t type, const uint8_t *packed, uint32_t length, bool expected,
+                         char *error)
+{
+    struct remus_decoder *d;
+    struct remus_frame frame;
+    const uint8_t *payload;
+    struct stream s = { 0 };
+    uint8_t *where;
+    size_t room;
+    int rc;
+
+    append_frame(&s, type, type == (REMUS_FRAME_STREAM | REMUS_FRAME_LZ4) ? 0 : 1, packed, length);
+    assert_int_equal(remus_decoder_new(&d), 0);
+    assert_int_equal(expected ? remus_decoder_unpack(d) : 0, 0);
+    remus_decoder_room(d, &where, &room);
+    assert_true(room >= s.length);
+    memcpy(where, s.bytes, s.length);
+    remus_decoder_filled(d, s.length);
+    rc = remus_decoder_next(d, &frame, &payload);
+    if (rc == 1) {
+        assert_int_equal(frame.type | REMUS_FRAME_LZ4, type);
+        for (uint32_t i = 0; i < frame.length; i++) {
+            assert_int_equal(payload[i], (uint8_t)(i >> 4));
+        }
+        rc = (int)frame.length;
+    }
+    snprintf(error, 160, "%s", remus_decoder_error(d));
+    remus_decoder_free(d);
+    free(s.bytes);
+    return rc;
+}
+
+TEST(a_compressed_frame_holds_what_it_says_or_is_refused)
+{
+    const uint32_t type = REMUS_FRAME_STREAM | REMUS_FRAME_LZ4;
+    uint8_t plain[4000], packed[4000], bad[4000];
+    struct remus_lz4 head;
+    char error[160];
+    uint32_t n;
+
+    for (uint32_t i = 0; i < sizeof(plain); i++) {
+        plain[i] = (uint8_t)(i >> 4);
+    }
+    n = remus_pack(packer, plain, sizeof(plain), packed);
+    assert_true(n > sizeof(head) && n < sizeof(plain));
+    assert_int_equal(decode_packed(type, packed, n, true, error), sizeof(plain));
+    /* Only where HELLO has announced them, and only of these types. */
+    assert_int_equal(decode_packed(type, packed, n, false, error), -EPROTO);
+    assert_non_null(strstr(error, "unknown frame type"));
+    assert_int_equal(decode_packed(REMUS_FRAME_RECORD | REMUS_FRAME_LZ4, packed, n, true, error),
+                     -EPROTO);
+    assert_int_equal(decode_packed(0x7 | REMUS_FRAME_LZ4, packed, n, true, error), -EPROTO);
+    /* More, or less, than the block holds; none; more than any frame. */
+    memcpy(bad, packed, n);
+    for (unsigned int i = 0; i < 5; i++) {
+        static const uint32_t lengths[] = { 3999, 4001, 0, REMUS_FRAME_MAX + 1, UINT32_MAX };
+
+        head = (struct remus_lz4){ .length = lengths[i] };
+        memcpy(bad, &head, sizeof(head));
+        assert_int_equal(decode_packed(type, bad, n, true, error), -EPROTO);
+        assert_non_null(strstr(error, "compressed STREAM"));
+    }
+    head = (struct remus_lz4){ .length = 4000, .reserved = 1 };
+    memcpy(bad, &head, sizeof(head));
+    assert_int_equal(decode_packed(type, bad, n, true, error), -EPROTO);
+    /* Cut short; nothing but the head. */
+    assert_int_equal(decode_packed(type, packed, n - 1, true, error), -EPROTO);
+    assert_int_equal(decode_packed(type, packed, sizeof(head), true, error), -EPROTO);
+}
+
+TEST(what_is_short_is_not_compressed)
+{
+    uint8_t plain[300] = { 0 }, packed[300];
+
+    assert_int_equal(remus_pack(packer, plain, 0, packed), 0);
+    assert_int_equal(remus_pack(packer, plain, 100, packed), 0);
+    assert_true(remus_pack(packer, plain, sizeof(plain), packed) > 0);
+    assert_int_equal(remus_pack(NULL, plain, sizeof(plain), packed), 0);
 }
 
 TEST(bytes_beyond_the_room_are_refused)
@@ -742,7 +902,7 @@ static void speed(void)
     }
     for (int round = 0; round < 3; round++) {
         began = seconds();
-        remus_epoch_encode_begin(&enc, &e);
+        remus_epoch_encode_begin(&enc, &e, NULL);
         do {
             rc = remus_epoch_encode_next(&enc, buffer, &length);
         } while (rc > 0);
@@ -763,6 +923,7 @@ static void speed(void)
 }
 
 #define T(name) cmocka_unit_test(name)
+#define PACKED(name) cmocka_unit_test_setup_teardown(name, with_packer, without_packer)
 
 int main(int argc, char **argv)
 {
@@ -773,6 +934,10 @@ int main(int argc, char **argv)
         T(frames_hold_as_many_pages_as_allowed_and_not_one_more),
         T(zero_pages_are_flagged_and_not_carried),
         T(a_buffer_that_is_reused_holds_no_old_page),
+        PACKED(compressed_pages_are_smaller_and_survive_any_split),
+        PACKED(pages_that_get_no_smaller_are_sent_as_they_are),
+        PACKED(a_compressed_frame_holds_what_it_says_or_is_refused),
+        PACKED(what_is_short_is_not_compressed),
         T(an_epoch_without_a_number_is_not_encoded),
         T(every_frame_type_has_its_lengths),
         T(frames_of_an_epoch_need_its_number_and_others_must_have_none),

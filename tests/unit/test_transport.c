@@ -1,5 +1,6 @@
-/* LINK: tools/libxl/remus_transport.c tools/libxl/remus_message.c */
-/* How two hosts come together: secret, opening of channels, addresses, ssh, message lines. */
+/* LINK: tools/libxl/remus_transport.c tools/libxl/remus_message.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c */
+/* How two hosts come together: secret, opening of plain channels (encrypted ones: test_tls.c),
+ * addresses, ssh, message lines. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -85,8 +86,8 @@ static void *accept_thread(void *arg)
 {
     struct acceptor *a = arg;
 
-    a->rc = remus_accept_channels(a->listen_fd, a->secret, a->wanted, a->deadline_ms, a->cancel_fd,
-                                  a->fds, a->error);
+    a->rc = remus_accept_channels(a->listen_fd, a->secret, true, a->wanted, a->deadline_ms,
+                                  a->cancel_fd, a->fds, a->error);
     return NULL;
 }
 
@@ -117,8 +118,8 @@ static int open_with(const struct acceptor *a, uint16_t channel, const uint8_t *
     char error[REMUS_ERROR_BYTES];
     int fd;
 
-    assert_int_equal(remus_connect_channel("127.0.0.1", a->port, channel, secret, 2000, &fd, error),
-                     0);
+    assert_int_equal(remus_connect_channel("127.0.0.1", a->port, channel, secret, true, 2000, &fd,
+                                           error), 0);
     return fd;
 }
 
@@ -322,8 +323,8 @@ static void a_closed_port_is_said_with_its_number(void **state)
     (void)state;
     assert_int_equal(remus_listen("127.0.0.1", 0, &fd, &port, error), 0);
     close(fd);
-    assert_int_equal(remus_connect_channel("127.0.0.1", port, REMUS_CHANNEL_LINK, secret, 1000, &fd,
-                                           error), -ECONNREFUSED);
+    assert_int_equal(remus_connect_channel("127.0.0.1", port, REMUS_CHANNEL_LINK, secret, false,
+                                           1000, &fd, error), -ECONNREFUSED);
     snprintf(text, sizeof(text), "port %u", port);
     assert_non_null(strstr(error, text));
     assert_int_equal(fd, -1);
@@ -336,8 +337,8 @@ static void a_name_without_address_points_to_the_option(void **state)
     int fd;
 
     (void)state;
-    assert_int_equal(remus_connect_channel("no host", 1, REMUS_CHANNEL_LINK, secret, 1000, &fd,
-                                           error), -EADDRNOTAVAIL);
+    assert_int_equal(remus_connect_channel("no host", 1, REMUS_CHANNEL_LINK, secret, true, 1000,
+                                           &fd, error), -EADDRNOTAVAIL);
     assert_non_null(strstr(error, "--data-address"));
 }
 

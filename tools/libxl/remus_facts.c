@@ -30,6 +30,7 @@
 #include "tools/libxc/xc_sr.h"
 #include "tools/libxc/xc_sr_guest.h"
 #include "tools/libxl/remus_message.h"
+#include "tools/libxl/remus_tls.h"
 #include "tools/libxl/remus_transport.h"
 
 struct remus_facts_ctx {
@@ -516,6 +517,15 @@ int remus_facts_host(struct remus_facts_ctx *f, const char *libexec, bool second
 out:
     libxl_physinfo_dispose(&phys);
     return rc;
+}
+
+void remus_facts_tls(struct remus_host_facts *out)
+{
+    char error[REMUS_ERROR_BYTES];
+
+    out->tls_error[0] = '\0';
+    if (remus_ktls_probe(error))
+        snprintf(out->tls_error, sizeof(out->tls_error), "%.127s", error);
 }
 
 void remus_facts_meets(struct remus_facts_ctx *f, const struct remus_guest_facts *g,

@@ -14,7 +14,7 @@
 
 #define REMUS_LINE_MAX       65536u /* bytes of one line, newline included */
 #define REMUS_LINE_NESTING   8u
-#define REMUS_LINE_PROTOCOL  2u     /* version of the messages; both sides must have the same */
+#define REMUS_LINE_PROTOCOL  3u     /* version of the messages; both sides must have the same */
 #define REMUS_TALK_OUT_MAX   (4u * REMUS_LINE_MAX) /* bytes that wait for a slow reader */
 
 /* ---- Writing an object ---- */

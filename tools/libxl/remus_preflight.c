@@ -165,7 +165,7 @@ static void judge_programs(struct remus_refusals *out, const struct remus_host_f
 }
 
 static void judge_facilities(struct remus_refusals *out, const struct remus_host_facts *h,
-                             bool packets)
+                             const struct remus_wishes *w, bool packets)
 {
     if (h->missing_device[0])
         remus_refuse(out, "%s has no %s: run modprobe %s there", h->name, h->missing_device,
@@ -175,6 +175,10 @@ static void judge_facilities(struct remus_refusals *out, const struct remus_host
                      "%s cannot hold packets of a bridge (%s): its kernel needs nft_queue, "
                      "nfnetlink_queue and the nftables bridge family", h->name,
                      h->nft_error[0] ? h->nft_error : "no reason given");
+    if (!w->plain && h->tls_error[0])
+        remus_refuse(out,
+                     "%s cannot encrypt what goes to the other host: %s; or use --plain, if nobody "
+                     "else has access to what connects them", h->name, h->tls_error);
 }
 
 /* Two hosts that only lost their link would both go on. */
@@ -212,7 +216,7 @@ void remus_preflight_primary(struct remus_refusals *out, const struct remus_gues
     judge_arbiter(out, w);
     judge_xen(out, h);
     judge_programs(out, h);
-    judge_facilities(out, h, g->vifs && !w->no_net);
+    judge_facilities(out, h, w, g->vifs && !w->no_net);
 }
 
 void remus_preflight_pair(struct remus_refusals *out, const struct remus_host_facts *p,
@@ -236,7 +240,7 @@ void remus_preflight_secondary(struct remus_refusals *out, const struct remus_gu
 
     judge_xen(out, h);
     judge_programs(out, h);
-    judge_facilities(out, h, false);
+    judge_facilities(out, h, w, false);
     if (meets->name_taken)
         remus_refuse(out, "there is a domain %s already; destroy or rename it", g->name);
     if (meets->incoming_taken)

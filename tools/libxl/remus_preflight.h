@@ -77,6 +77,7 @@ struct remus_host_facts {
     /* nft's queue statement in the bridge family, and NFQUEUE itself */
     bool nft_queue;
     char nft_error[128];
+    char tls_error[128];         /* why the kernel cannot encrypt a connection; empty: it can */
 };
 
 /* Secondary only: what the guest would meet there. */
@@ -95,6 +96,7 @@ struct remus_wishes {
     bool no_net;                 /* -n */
     bool no_disk;                /* -d */
     bool unsafe;                 /* -F */
+    bool plain;                  /* --plain */
     bool arbiter;                /* --arbiter, other than none */
 };
 
@@ -135,6 +137,8 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
                       char *error);
 int remus_facts_host(struct remus_facts_ctx *f, const char *libexec, bool secondary,
                      struct remus_host_facts *out, char *error);
+/* Whether the data can be encrypted; loads modules, so not asked with --plain. */
+void remus_facts_tls(struct remus_host_facts *out);
 void remus_facts_meets(struct remus_facts_ctx *f, const struct remus_guest_facts *guest,
                        struct remus_meets_facts *out);
 

@@ -89,6 +89,7 @@ struct primary {
     uint16_t staged_mode;                   /* of the one that follows */
     int stage_rc;
     struct remus_epoch_encoder encoder;
+    struct remus_packer *packer;            /* NULL: nothing is compressed */
     bool sending;
     uint64_t frontends_read_us;
     uv_timer_t drain_timer;
@@ -238,7 +239,7 @@ static void on_copy_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         return;
     if (n > 0) {
         p->copy_bytes += (uint64_t)n;
-        remus_run_send(r, REMUS_FRAME_STREAM, 0, buf->base, (uint32_t)n);
+        remus_run_send_packed(r, p->packer, REMUS_FRAME_STREAM, 0, buf->base, (uint32_t)n);
         if (remus_run_link_full(r)) {
             p->copy_paused = true;
             uv_read_stop(stream);
@@ -831,7 +832,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         if (p->rules_in && !p->lease)
             lease_begin(p);
         p->sent_us = remus_run_now_us();
-        remus_epoch_encode_begin(&p->encoder, &p->epoch);
+        remus_epoch_encode_begin(&p->encoder, &p->epoch, p->packer);
         p->sending = true;
         send_more(p);
         break;
@@ -1074,7 +1075,8 @@ static void send_hello(struct remus_run *r)
         .version = REMUS_PROTOCOL_VERSION, .mode = r->p->core.mode->wire,
         .heartbeat_ms = r->p->core.heartbeat_ms, .timeout_ms = r->p->core.timeout_ms,
         .flags = (r->p->verify ? REMUS_HELLO_VERIFY : 0) | (r->p->net ? 0 : REMUS_HELLO_NO_NET) |
-                 (r->p->disk ? 0 : REMUS_HELLO_NO_DISK),
+                 (r->p->disk ? 0 : REMUS_HELLO_NO_DISK) |
+                 (r->p->compress ? REMUS_HELLO_LZ4 : 0),
     };
 
     if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) == 1) {
@@ -1135,6 +1137,8 @@ int remus_primary_run(const struct remus_session_params *params,
     free(name);
     p->copy_buffer = malloc(COPY_CHUNK);
     rc = p->copy_buffer ? 0 : -ENOMEM;
+    if (!rc && params->compress)
+        rc = remus_packer_new(&p->packer);
     if (!rc && params->net)
         rc = remus_guest_vifs(r->xs, params->domid, p->vifs, &p->vif_count);
     if (!rc && p->vif_count)
@@ -1174,6 +1178,7 @@ out:
     remus_guest_xl_continue(p->minders, p->minder_count);
     free(p->frontends);
     free(p->copy_buffer);
+    remus_packer_free(p->packer);
     free(p);
     return rc;
 }

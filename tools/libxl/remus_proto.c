@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <lz4.h>
 #include <xxhash.h>
 
 #include "tools/libxl/remus_proto.h"
@@ -50,10 +51,63 @@ void remus_frame_header(struct remus_frame *out, uint32_t type, uint64_t epoch,
     out->checksum = XXH64(length ? payload : "", length, frame_seed(type, epoch));
 }
 
-void remus_epoch_encode_begin(struct remus_epoch_encoder *enc, const struct xc_sr_epoch *epoch)
+struct remus_packer {
+    void *state;                 /* LZ4's */
+    uint8_t *plain;              /* REMUS_FRAME_MAX: a payload before it is compressed */
+};
+
+int remus_packer_new(struct remus_packer **out)
+{
+    struct remus_packer *packer = calloc(1, sizeof(*packer));
+
+    *out = NULL;
+    if (!packer) {
+        return -ENOMEM;
+    }
+    packer->state = malloc((size_t)LZ4_sizeofState());
+    packer->plain = malloc(REMUS_FRAME_MAX);
+    if (!packer->state || !packer->plain) {
+        remus_packer_free(packer);
+        return -ENOMEM;
+    }
+    *out = packer;
+    return 0;
+}
+
+void remus_packer_free(struct remus_packer *packer)
+{
+    if (packer) {
+        free(packer->state);
+        free(packer->plain);
+        free(packer);
+    }
+}
+
+uint32_t remus_pack(struct remus_packer *packer, const void *payload, uint32_t length,
+                    uint8_t *out)
+{
+    const struct remus_lz4 head = { .length = length };
+    const uint32_t most = length - length / 16; /* with less to gain it is not worth the undoing */
+    int n;
+
+    if (!packer || length > REMUS_FRAME_MAX || length / 16 <= sizeof(head)) {
+        return 0;
+    }
+    n = LZ4_compress_fast_extState(packer->state, payload, (char *)out + sizeof(head), (int)length,
+                                   (int)(most - sizeof(head)), 1);
+    if (n <= 0) {
+        return 0;
+    }
+    memcpy(out, &head, sizeof(head));
+    return (uint32_t)sizeof(head) + (uint32_t)n;
+}
+
+void remus_epoch_encode_begin(struct remus_epoch_encoder *enc, const struct xc_sr_epoch *epoch,
+                              struct remus_packer *packer)
 {
     memset(enc, 0, sizeof(*enc));
     enc->epoch = epoch;
+    enc->packer = packer;
     enc->checksums = epoch->number;
 }
 
@@ -86,7 +140,9 @@ static void put_header(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_
 static void encode_pages(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_t *length)
 {
     const struct xc_sr_epoch *epoch = enc->epoch;
-    uint8_t *payload = buffer + sizeof(struct remus_frame), *at;
+    uint8_t *wire = buffer + sizeof(struct remus_frame), *at;
+    uint8_t *payload = enc->packer ? enc->packer->plain : wire;
+    uint32_t type = REMUS_FRAME_PAGES, bytes, packed;
     uint64_t left = epoch->pages - enc->page, gfns[REMUS_PAGES_PER_FRAME], checksum;
     struct remus_pages head = {
         .count = left < REMUS_PAGES_PER_FRAME ? (uint32_t)left : REMUS_PAGES_PER_FRAME,
@@ -112,11 +168,19 @@ static void encode_pages(struct remus_epoch_encoder *enc, uint8_t *buffer, uint3
         memcpy(at, data + (size_t)i * XC_SR_PAGE_BYTES, XC_SR_PAGE_BYTES);
         at += XC_SR_PAGE_BYTES;
     }
-    checksum = XXH64(payload, (size_t)(at - payload), frame_seed(REMUS_FRAME_PAGES,
-                                                                epoch->number));
+    bytes = (uint32_t)(at - payload);
+    enc->plain_bytes += sizeof(struct remus_frame) + bytes;
+    packed = remus_pack(enc->packer, payload, bytes, wire);
+    if (packed) {
+        type |= REMUS_FRAME_LZ4;
+        bytes = packed;
+    } else if (payload != wire) {
+        memcpy(wire, payload, bytes);
+    }
+    checksum = XXH64(wire, bytes, frame_seed(type, epoch->number));
     enc->page += head.count;
     enc->checksums = chain(enc->checksums, checksum);
-    put_header(enc, buffer, REMUS_FRAME_PAGES, (uint32_t)(at - payload), checksum, length);
+    put_header(enc, buffer, type, bytes, checksum, length);
 }
 
 static void encode_record(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_t *length)
@@ -143,6 +207,7 @@ static void encode_record(struct remus_epoch_encoder *enc, uint8_t *buffer, uint
         enc->record++;
     }
     enc->checksums = chain(enc->checksums, checksum);
+    enc->plain_bytes += sizeof(struct remus_frame) + payload_bytes;
     put_header(enc, buffer, REMUS_FRAME_RECORD, payload_bytes, checksum, length);
 }
 
@@ -161,6 +226,7 @@ static void encode_end(struct remus_epoch_encoder *enc, uint8_t *buffer, uint32_
                XXH64(&end, sizeof(end),
                                     frame_seed(REMUS_FRAME_EPOCH_END, enc->epoch->number)),
                length);
+    enc->plain_bytes += *length;
     enc->done = true;
 }
 
@@ -181,7 +247,7 @@ int remus_epoch_encode_next(struct remus_epoch_encoder *enc, uint8_t *buffer, ui
         encode_end(enc, buffer, length);
     }
     /* A peer refuses an epoch beyond the bound: say so before it is sent. */
-    if (enc->wire_bytes > REMUS_EPOCH_BYTES_MAX) {
+    if (enc->plain_bytes > REMUS_EPOCH_BYTES_MAX) {
         return -EFBIG;
     }
     return enc->done ? 0 : 1;
@@ -195,6 +261,7 @@ struct remus_decoder {
     size_t hashed;               /* payload bytes of the present frame in the hash state */
     bool checked;                /* the header at start is whole and passed frame_check() */
     struct remus_frame frame;    /* that header */
+    uint8_t *unpacked;           /* REMUS_FRAME_MAX; NULL: compressed frames are not expected */
     XXH64_state_t *hash;
     int rc;                      /* a bad stream stays bad */
     char error[160];
@@ -225,8 +292,17 @@ void remus_decoder_free(struct remus_decoder *d)
     if (d) {
         XXH64_freeState(d->hash);
         free(d->buffer);
+        free(d->unpacked);
         free(d);
     }
+}
+
+int remus_decoder_unpack(struct remus_decoder *d)
+{
+    if (!d->unpacked) {
+        d->unpacked = malloc(REMUS_FRAME_MAX);
+    }
+    return d->unpacked ? 0 : -ENOMEM;
 }
 
 const char *remus_decoder_error(const struct remus_decoder *d)
@@ -306,10 +382,18 @@ static const struct frame_rule {
     [REMUS_FRAME_ERROR] = { "ERROR", 0, TEXT_MAX, EPOCH_ANY },
 };
 
+/* NULL: no such type. */
+static const struct frame_rule *rule_of(uint32_t type)
+{
+    return type < sizeof(frame_rules) / sizeof(frame_rules[0]) && frame_rules[type].name
+        ? &frame_rules[type] : NULL;
+}
+
 /* All that a header may say, before a byte of its payload is looked at. */
 static int frame_check(struct remus_decoder *d)
 {
     const struct remus_frame *f = &d->frame;
+    const uint32_t packed = d->unpacked ? f->type & REMUS_FRAME_LZ4 : 0, type = f->type ^ packed;
     const struct frame_rule *rule;
 
     if (f->length > REMUS_FRAME_MAX) {
@@ -323,17 +407,42 @@ static int frame_check(struct remus_decoder *d)
     if (f->type & REMUS_FRAME_OPTIONAL) {
         return 0;
     }
-    rule = f->type < sizeof(frame_rules) / sizeof(frame_rules[0]) ? &frame_rules[f->type] : NULL;
-    if (!rule || !rule->name) {
+    rule = rule_of(type);
+    if (!rule || (packed && type != REMUS_FRAME_PAGES && type != REMUS_FRAME_STREAM)) {
         return decoder_bad(d, -EPROTO, "unknown frame type %#x", f->type);
     }
-    if (f->length < rule->shortest || f->length > rule->longest) {
+    if (packed ? f->length <= sizeof(struct remus_lz4)
+               : f->length < rule->shortest || f->length > rule->longest) {
         return decoder_bad(d, -EPROTO, "%s frame is %u bytes long, %u to %u allowed", rule->name,
                            f->length, rule->shortest, rule->longest);
     }
     if (rule->epoch == EPOCH_NONE ? f->epoch != 0 : rule->epoch == EPOCH_NUMBER && !f->epoch) {
         return decoder_bad(d, -EPROTO, "%s frame carries epoch %" PRIu64, rule->name, f->epoch);
     }
+    return 0;
+}
+
+/* What a compressed frame holds has to be what its type may have, as long as it says. */
+static int unpack(struct remus_decoder *d, const uint8_t *body, struct remus_frame *frame)
+{
+    const struct frame_rule *rule = rule_of(frame->type ^ REMUS_FRAME_LZ4);
+    struct remus_lz4 head;
+    int n;
+
+    memcpy(&head, body, sizeof(head));
+    if (head.reserved || head.length < rule->shortest || head.length > rule->longest) {
+        return decoder_bad(d, -EPROTO, "compressed %s frame says %u bytes, %u to %u allowed, "
+                           "reserved %#x", rule->name, head.length, rule->shortest, rule->longest,
+                           head.reserved);
+    }
+    n = LZ4_decompress_safe((const char *)body + sizeof(head), (char *)d->unpacked,
+                            (int)(frame->length - sizeof(head)), (int)head.length);
+    if (n < 0 || (uint32_t)n != head.length) {
+        return decoder_bad(d, -EPROTO, "compressed %s frame does not hold the %u bytes that it "
+                           "says", rule->name, head.length);
+    }
+    frame->type ^= REMUS_FRAME_LZ4;
+    frame->length = head.length;
     return 0;
 }
 
@@ -389,6 +498,13 @@ int remus_decoder_next(struct remus_decoder *d, struct remus_frame *frame, const
         }
         *frame = d->frame;
         *payload = body;
+        if (frame->type & REMUS_FRAME_LZ4) {
+            rc = unpack(d, body, frame);
+            if (rc) {
+                return rc;
+            }
+            *payload = d->unpacked;
+        }
         return 1;
     }
     /* What was handed out is used by now: the rest moves to the front, where a frame fits. */

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -32,6 +33,8 @@
 #define READY_MS        10000
 #define QUIT_MS         3000
 #define LINK_AHEAD      (256 << 10)
+#define LINK_EVENTS     (EPOLLIN | EPOLLRDHUP | EPOLLET)
+#define LINK_READS      32u         /* in one turn */
 #define CHANNEL_GRACE_US 300000u
 
 uint64_t remus_run_now_us(void)
@@ -348,6 +351,23 @@ void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const vo
     remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + length);
 }
 
+void remus_run_send_packed(struct remus_run *r, struct remus_packer *packer, uint32_t type,
+                           uint64_t epoch, const void *payload, uint32_t length)
+{
+    struct remus_frame header;
+    uint8_t *buffer = packer ? malloc(sizeof(header) + length) : NULL;
+    uint32_t packed = buffer ? remus_pack(packer, payload, length, buffer + sizeof(header)) : 0;
+
+    if (!packed) {
+        free(buffer);
+        remus_run_send(r, type, epoch, payload, length);
+        return;
+    }
+    remus_frame_header(&header, type | REMUS_FRAME_LZ4, epoch, buffer + sizeof(header), packed);
+    memcpy(buffer, &header, sizeof(header));
+    remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + packed);
+}
+
 bool remus_run_link_full(const struct remus_run *r)
 {
     return r->link_open && uv_stream_get_write_queue_size((const uv_stream_t *)&r->link) >
@@ -378,62 +398,127 @@ static void handle_frame(struct remus_run *r, const struct remus_frame *f, const
     }
 }
 
-static void on_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+/* The link may have been closed by what was read. */
+static void stop_reading(struct remus_run *r)
 {
-    struct remus_run *r = handle->data;
-    uint8_t *where;
-    size_t room;
-
-    (void)suggested;
-    remus_decoder_room(r->decoder, &where, &room);
-    *buf = uv_buf_init((char *)where, (unsigned int)room);
+    if (r->link_poll_open)
+        uv_poll_stop(&r->link_poll);
 }
 
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+/* Whether there may be more to read, and it is wanted. */
+static bool read_link(struct remus_run *r, int fd)
 {
-    struct remus_run *r = stream->data;
+    struct remus_frame frame;
+    const uint8_t *payload;
+    uint8_t *where;
+    size_t room;
+    ssize_t n;
     int rc;
 
-    (void)buf;
-    if (n == 0 || r->finished)
-        return;
-    if (n < 0) {
-        uv_read_stop(stream);
+    remus_decoder_room(r->decoder, &where, &room);
+    do
+        n = read(fd, where, room);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && errno == EAGAIN)
+        return false;
+    if (n <= 0) {
+        stop_reading(r);
         remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s ended: %s", r->p->peer,
-                       n == UV_EOF ? "closed by the other side" : uv_strerror((int)n));
-        return;
+                       n ? strerror(errno) : "closed by the other side");
+        return false;
     }
     remus_decoder_filled(r->decoder, (size_t)n);
     remus_run_post(r, RE_FRAME_ANY, 0, 0, NULL);
     for (;;) {
-        struct remus_frame frame;
-        const uint8_t *payload;
-
         rc = remus_decoder_next(r->decoder, &frame, &payload);
         if (rc <= 0 || r->finished)
             break;
         handle_frame(r, &frame, payload);
     }
     if (rc < 0) {
-        uv_read_stop(stream);
+        stop_reading(r);
         remus_run_post(r, RE_PEER_BAD, 0, 0, "%s", remus_decoder_error(r->decoder));
+        return false;
     }
+    return (size_t)n == room && !r->finished && r->link_poll_open &&
+           uv_is_active((uv_handle_t *)&r->link_poll);
+}
+
+/* Of what has come we are told once: what is left of it has to be asked for again. */
+static int ask_again(struct remus_run *r, int fd)
+{
+    struct epoll_event event = {.events = LINK_EVENTS};
+
+    return epoll_ctl(r->link_epoll, EPOLL_CTL_MOD, fd, &event) < 0 ? -errno : 0;
+}
+
+static void on_link(uv_poll_t *poll_handle, int status, int events)
+{
+    struct remus_run *r = poll_handle->data;
+    struct epoll_event event;
+    unsigned int i = 0;
+    int fd;
+
+    (void)status;
+    (void)events;
+    if (r->finished || uv_fileno((uv_handle_t *)&r->link, &fd))
+        return;
+    (void)epoll_wait(r->link_epoll, &event, 1, 0);
+    while (read_link(r, fd))
+        if (++i == LINK_READS) {
+            (void)ask_again(r, fd);
+            return;
+        }
 }
 
 void remus_run_link_pause(struct remus_run *r, bool pause)
 {
-    if (!r->link_open || r->link_closing)
+    int fd;
+
+    if (!r->link_open || r->link_closing || uv_fileno((uv_handle_t *)&r->link, &fd))
         return;
-    if (pause)
-        uv_read_stop((uv_stream_t *)&r->link);
-    else
-        uv_read_start((uv_stream_t *)&r->link, on_room, on_read);
+    if (pause) {
+        uv_poll_stop(&r->link_poll);
+    } else {
+        uv_poll_start(&r->link_poll, UV_READABLE, on_link);
+        (void)ask_again(r, fd);
+    }
+}
+
+/*
+ * The kernel of Debian 12 tells poll() and libuv of half a TLS record again and again, while there
+ * is nothing to be read.  An edge-triggered set is told of whole ones; libuv watches that set.
+ */
+static int watch_link(struct remus_run *r)
+{
+    struct epoll_event event = {.events = LINK_EVENTS};
+    int rc;
+
+    r->link_epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (r->link_epoll < 0 ||
+        epoll_ctl(r->link_epoll, EPOLL_CTL_ADD, r->p->link_fd, &event) < 0)
+        return -errno;
+    rc = uv_poll_init(&r->loop, &r->link_poll, r->link_epoll);
+    r->link_poll.data = r;
+    r->link_poll_open = !rc;
+    return rc;
+}
+
+static void unwatch_link(struct remus_run *r)
+{
+    if (r->link_poll_open)
+        uv_close((uv_handle_t *)&r->link_poll, NULL);
+    r->link_poll_open = false;
+    if (r->link_epoll >= 0)
+        close(r->link_epoll);
+    r->link_epoll = -1;
 }
 
 void remus_run_link_close(struct remus_run *r)
 {
     if (r->link_open && !r->link_closing) {
         r->link_closing = true;
+        unwatch_link(r);
         uv_close((uv_handle_t *)&r->link, NULL);
     }
 }
@@ -982,7 +1067,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->ops = ops;
     r->result = result;
     r->side = side;
-    r->daemon.fd = -1;
+    r->daemon.fd = r->link_epoll = -1;
     remus_disks_init(&r->disks);
     r->published_state = -1;
     memset(result, 0, sizeof(*result));
@@ -1012,6 +1097,8 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     /* What the kernel has not sent yet, a heartbeat waits behind. */
     (void)setsockopt(p->link_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &ahead, sizeof(ahead));
     rc = uv_tcp_open(&r->link, p->link_fd);
+    if (!rc)
+        rc = watch_link(r);
     if (rc)
         return rc;
     uv_timer_init(&r->loop, &r->timer);
@@ -1037,7 +1124,7 @@ int remus_run_loop(struct remus_run *r)
     signal(SIGPIPE, SIG_IGN);
     uv_poll_start(&r->xs_poll, UV_READABLE, on_xenstore);
     uv_timer_start(&r->period, on_period, PERIOD_MS, PERIOD_MS);
-    uv_read_start((uv_stream_t *)&r->link, on_room, on_read);
+    uv_poll_start(&r->link_poll, UV_READABLE, on_link);
     rc = remus_core_init(&r->core, &r->p->core, remus_run_now_us(), &actions);
     if (rc)
         return rc;
@@ -1085,6 +1172,7 @@ void remus_run_dispose(struct remus_run *r)
     remus_run_work_wait(r);
     remus_run_daemon_stop(&r->daemon);
     remus_disks_dispose(r);
+    unwatch_link(r);
     uv_walk(&r->loop, close_all, NULL);
     uv_run(&r->loop, UV_RUN_DEFAULT);
     uv_loop_close(&r->loop);

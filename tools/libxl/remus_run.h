@@ -106,6 +106,9 @@ struct remus_run {
     uv_loop_t loop;
     uv_tcp_t link;
     bool link_open, link_closing;
+    int link_epoll;                 /* what is read on the link: see watch_link */
+    uv_poll_t link_poll;
+    bool link_poll_open;
     uint64_t link_written;
     struct remus_decoder *decoder;
     uv_timer_t timer, period;
@@ -160,6 +163,9 @@ void remus_run_finish(struct remus_run *r, const struct remus_action *a);
 /* Sends one frame; the payload is copied.  Errors arrive as RE_LINK_LOST. */
 void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const void *payload,
                     uint32_t length);
+/* The same, compressed if that is worth it and packer is not NULL. */
+void remus_run_send_packed(struct remus_run *r, struct remus_packer *packer, uint32_t type,
+                           uint64_t epoch, const void *payload, uint32_t length);
 /* Sends bytes that are frames already; owns the buffer (malloc). */
 void remus_run_send_raw(struct remus_run *r, uint8_t *buffer, uint32_t length);
 bool remus_run_link_full(const struct remus_run *r);

@@ -1004,6 +1004,11 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
             remus_run_post(r, RE_PEER_BAD, 0, 0, "%s speaks version %u, mode %u of the protocol, "
                            "this host version %u, mode %u", r->p->peer, hello.version, hello.mode,
                            REMUS_PROTOCOL_VERSION, r->p->core.mode->wire);
+        else if (hello.flags & ~REMUS_HELLO_FLAGS)
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "%s wants something unknown (flags %#x)",
+                           r->p->peer, hello.flags);
+        else if (hello.flags & REMUS_HELLO_LZ4 && remus_decoder_unpack(r->decoder))
+            remus_run_post(r, RE_FAILED, 0, (uint64_t)-ENOMEM, "no memory to uncompress with");
         else
             open_disks(s);
         break;

@@ -54,6 +54,7 @@ struct remus_session_params {
     const char *peer;               /* host name for messages */
     struct remus_core_params core;
     bool verify, net, disk;
+    bool compress;               /* primary: what is sent on the link, with LZ4 */
     uint32_t vifs;                  /* interfaces to protect (from preflight) */
     int link_fd;                    /* connected, secret already proven; owned by the session */
     int packet_fd;                  /* -1 without net; owned by the session */

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "tools/libxl/remus_message.h"
+#include "tools/libxl/remus_tls.h"
 
 /* ---- The secret ------------------------------------------------------------------------------ */
 
@@ -319,16 +320,46 @@ int remus_listen(const char *addr, uint16_t port, int *fd, uint16_t *bound, char
 
 struct pending {
     int fd;
+    struct remus_tls *tls;          /* NULL: the handshake is over, or plain */
     size_t have;
     uint64_t deadline_ms;
     struct remus_open open;
 };
 
-/* 0: more bytes to come; 1: complete; negative errno: it ended. */
-static int pending_read(struct pending *p)
+static void pending_begin(struct pending *p, int fd, const uint8_t secret[REMUS_SECRET_BYTES],
+                          bool plain, uint64_t deadline_ms)
+{
+    *p = (struct pending){.fd = fd, .deadline_ms = deadline_ms};
+    if (!plain && remus_tls_new(&p->tls, fd, true, secret)) {
+        close(fd);
+        p->fd = -1;
+    }
+}
+
+/* The descriptor is closed, unless keep_fd. */
+static void pending_end(struct pending *p, bool keep_fd)
+{
+    remus_tls_free(p->tls);
+    p->tls = NULL;
+    if (!keep_fd && p->fd >= 0)
+        close(p->fd);
+    p->fd = -1;
+    explicit_bzero(&p->open, sizeof(p->open));
+}
+
+/* 0: more is to come; 1: complete; -ENOTSUP: this host's fault; negative errno: it ended. */
+static int pending_read(struct pending *p, char *error)
 {
     ssize_t r;
+    int rc;
 
+    if (p->tls) {
+        rc = remus_tls_step(p->tls, error);
+        if (rc)
+            return rc == -EAGAIN ? 0 : rc;
+        remus_tls_free(p->tls);
+        p->tls = NULL;
+    }
     do
         r = read(p->fd, (uint8_t *)&p->open + p->have, sizeof(p->open) - p->have);
     while (r < 0 && errno == EINTR);
@@ -354,10 +385,12 @@ static unsigned int open_channel(const struct remus_open *o,
     return channel;
 }
 
-int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES],
+int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
                           unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
                           int fds[REMUS_CHANNELS], char *error)
 {
+    /* Where TLS has proven the peer, the secret is not shown. */
+    static const uint8_t proven[REMUS_SECRET_BYTES];
     struct pending pending[REMUS_OPEN_PENDING_MAX];
     uint64_t deadline = remus_now_ms() + deadline_ms;
     unsigned int bad = 0, i;
@@ -366,7 +399,7 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
     for (i = 0; i < REMUS_CHANNELS; i++)
         fds[i] = -1;
     for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++)
-        pending[i].fd = -1;
+        pending[i] = (struct pending){.fd = -1};
 
     while (wanted) {
         struct pollfd p[REMUS_OPEN_PENDING_MAX + 2];
@@ -388,7 +421,10 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
             goto out;
         }
         for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++) {
-            p[i] = (struct pollfd){.fd = pending[i].fd, .events = POLLIN};
+            p[i] = (struct pollfd){
+                .fd = pending[i].fd,
+                .events = pending[i].tls ? remus_tls_events(pending[i].tls) : POLLIN,
+            };
             if (pending[i].fd < 0)
                 slot = i;
             else if (pending[i].deadline_ms < next)
@@ -419,32 +455,33 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
             if (q->fd < 0)
                 continue;
             if (p[i].revents)
-                r = pending_read(q);
+                r = pending_read(q, error);
+            if (r == -ENOTSUP) {
+                rc = r;
+                goto out;
+            }
             if (r == 0 && now < q->deadline_ms)
                 continue;
-            channel = r == 1 ? open_channel(&q->open, secret) : 0;
+            channel = r == 1 ? open_channel(&q->open, plain ? secret : proven) : 0;
             if (channel && wanted >> channel & 1 && !tune(q->fd) && !make_blocking(q->fd)) {
                 fds[channel] = q->fd;
                 wanted &= ~(1u << channel);
+                pending_end(q, true);
             } else {
-                close(q->fd);
                 bad++;
+                pending_end(q, false);
             }
-            explicit_bzero(&q->open, sizeof(q->open));
-            q->fd = -1;
         }
         if (!p[REMUS_OPEN_PENDING_MAX].revents)
             continue;
         fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0)
-            pending[slot] = (struct pending){.fd = fd,
-                                             .deadline_ms = now + REMUS_OPEN_DEADLINE_MS};
+            pending_begin(&pending[slot], fd, secret, plain, now + REMUS_OPEN_DEADLINE_MS);
     }
     rc = 0;
 out:
     for (i = 0; i < REMUS_OPEN_PENDING_MAX; i++)
-        if (pending[i].fd >= 0)
-            close(pending[i].fd);
+        pending_end(&pending[i], false);
     for (i = 0; rc && i < REMUS_CHANNELS; i++) {
         if (fds[i] >= 0)
             close(fds[i]);
@@ -494,9 +531,40 @@ out:
     return 0;
 }
 
+/* Until the peer has proven itself, as we have. */
+static int connect_tls(int fd, const uint8_t secret[REMUS_SECRET_BYTES], uint64_t deadline,
+                       char *error)
+{
+    struct remus_tls *tls;
+    int rc;
+
+    rc = remus_tls_new(&tls, fd, false, secret);
+    if (rc) {
+        snprintf(error, REMUS_ERROR_BYTES, "no TLS session can be made: %s", strerror(-rc));
+        return rc;
+    }
+    while ((rc = remus_tls_step(tls, error)) == -EAGAIN) {
+        struct pollfd p = {.fd = fd, .events = remus_tls_events(tls)};
+        uint64_t now = remus_now_ms();
+
+        if (now >= deadline) {
+            snprintf(error, REMUS_ERROR_BYTES, "no answer in the TLS handshake");
+            rc = -ETIMEDOUT;
+            break;
+        }
+        if (poll(&p, 1, (int)(deadline - now)) < 0 && errno != EINTR) {
+            rc = -errno;
+            snprintf(error, REMUS_ERROR_BYTES, "poll: %s", strerror(errno));
+            break;
+        }
+    }
+    remus_tls_free(tls);
+    return rc;
+}
+
 int remus_connect_channel(const char *addr, uint16_t port, uint16_t channel,
-                          const uint8_t secret[REMUS_SECRET_BYTES], unsigned int deadline_ms,
-                          int *fd, char *error)
+                          const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
+                          unsigned int deadline_ms, int *fd, char *error)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
     uint64_t deadline = remus_now_ms() + deadline_ms;
@@ -506,7 +574,7 @@ int remus_connect_channel(const char *addr, uint16_t port, uint16_t channel,
         .version = htole16(REMUS_PROTOCOL_VERSION),
         .channel = htole16(channel),
     };
-    char service[8];
+    char service[8], why[REMUS_ERROR_BYTES] = "";
     int r, rc = -EADDRNOTAVAIL;
 
     *fd = -1;
@@ -527,15 +595,20 @@ int remus_connect_channel(const char *addr, uint16_t port, uint16_t channel,
                  "chooses both)", addr, port, strerror(-rc));
         return rc;
     }
-    memcpy(open.secret, secret, sizeof(open.secret));
+    rc = 0;
+    if (plain)
+        memcpy(open.secret, secret, sizeof(open.secret));
+    else
+        rc = connect_tls(*fd, secret, deadline, why);
     /* 40 bytes into an empty send buffer: all or an error. */
-    if (send(*fd, &open, sizeof(open), MSG_NOSIGNAL) != (ssize_t)sizeof(open)) {
+    if (!rc && send(*fd, &open, sizeof(open), MSG_NOSIGNAL) != (ssize_t)sizeof(open)) {
         rc = errno ? -errno : -EPIPE;
-        snprintf(error, REMUS_ERROR_BYTES, "%s port %u: %s", addr, port, strerror(-rc));
+        snprintf(why, sizeof(why), "%s", strerror(-rc));
+    }
+    if (rc) {
+        snprintf(error, REMUS_ERROR_BYTES, "%.40s port %u: %.190s", addr, port, why);
         close(*fd);
         *fd = -1;
-    } else {
-        rc = 0;
     }
     explicit_bzero(&open, sizeof(open));
     return rc;

@@ -3,8 +3,9 @@
  *
  * ssh starts `xl remus-receive` on the other host and carries control messages
  * (remus_message.h).  The receiver makes a one-time secret, listens on a TCP port and tells both
- * through ssh; the primary then opens one connection for each channel (link, packets, disks) and
- * proves itself on each with struct remus_open, the first bytes it sends.
+ * through ssh; the primary then opens one connection for each channel (link, packets, disks).  On
+ * each the secret is the key of a TLS handshake (remus_tls.h), or, with plain, is shown in clear in
+ * struct remus_open, the first bytes that the primary sends in either case.
  *
  * A sentence for the user goes to error[REMUS_ERROR_BYTES] with every failure.
  */
@@ -20,7 +21,8 @@
 
 #define REMUS_ERROR_BYTES        256u
 /*
- * How often a wrong opening is tolerated before the receiver gives up, and how long one may take.
+ * How often a wrong opening is tolerated before the receiver gives up, how many may be under way at
+ * a time, and how long one may take, handshake included.
  */
 #define REMUS_OPEN_BAD_MAX       8u
 #define REMUS_OPEN_PENDING_MAX   4u
@@ -71,15 +73,16 @@ int remus_listen(const char *addr, uint16_t port, int *fd, uint16_t *bound, char
  * knows the secret.  wanted: bit REMUS_CHANNEL_* for each; fds: by channel, -1: not wanted, or it
  * failed.  Ends early with -ECANCELED when
  * cancel_fd (-1: none) has something to read or was hung up, -ETIMEDOUT at the deadline, -EACCES
- * after REMUS_OPEN_BAD_MAX connections that could not prove themselves.
+ * after REMUS_OPEN_BAD_MAX connections that could not prove themselves, -ENOTSUP when this host's
+ * kernel cannot encrypt.
  */
-int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES],
+int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
                           unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
                           int fds[REMUS_CHANNELS], char *error);
 
-/* Primary: connects and sends the opening. */
+/* Primary: connects, proves itself (and without plain has the receiver do so), says the channel. */
 int remus_connect_channel(const char *addr, uint16_t port, uint16_t channel,
-                          const uint8_t secret[REMUS_SECRET_BYTES], unsigned int deadline_ms,
-                          int *fd, char *error);
+                          const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
+                          unsigned int deadline_ms, int *fd, char *error);
 
 #endif /* REMUS_TRANSPORT_H */

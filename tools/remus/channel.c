@@ -18,6 +18,7 @@ struct channel {
     struct channel_options options;
     bool congested;
     bool paused;
+    bool unread;                   /* the socket was not empty when it was read last */
 
     /* Ring: `used` bytes from `head` on.  Starts over at 0 when empty, so that a calm channel
      * touches few pages. */
@@ -387,9 +388,10 @@ bool channel_pending(const struct channel *ch)
     struct remus_packet head;
 
     /* A length out of bounds counts as pending as well: channel_deliver will say what is wrong. */
-    return !ch->paused && channel_head(ch, &head) &&
-           (head.length > REMUS_PACKET_MAX ||
-            ch->in_end - ch->in_start - sizeof(head) >= head.length);
+    return !ch->paused &&
+           (ch->unread || (channel_head(ch, &head) &&
+                           (head.length > REMUS_PACKET_MAX ||
+                            ch->in_end - ch->in_start - sizeof(head) >= head.length)));
 }
 
 /* PING carries no meaning for anybody but its sender: the answer is made here.  When the ring is
@@ -471,6 +473,7 @@ int channel_read(struct channel *ch, channel_packet_fn *fn, void *arg, unsigned 
     uint64_t end_frames = ch->stats.in_frames + frames_max;
     int rc;
 
+    ch->unread = true;
     for (;;) {
         size_t room;
         ssize_t r;
@@ -485,19 +488,22 @@ int channel_read(struct channel *ch, channel_packet_fn *fn, void *arg, unsigned 
             if (errno == EINTR) {
                 continue;
             }
+            ch->unread = false;
             if (errno == EAGAIN || errno == EWOULDBLOCK) {
                 return 0;
             }
             return channel_fail(ch, -errno, "packet channel: receive: %s", strerror(errno));
         }
         if (r == 0) {
+            ch->unread = false;
             return channel_fail(ch, -EPIPE, ch->in_end != ch->in_start ?
                                 "packet channel: closed by the other host in mid-frame" :
                                 "packet channel: closed by the other host");
         }
         ch->in_end += (size_t)r;
         if ((size_t)r < room) {
-            /* The socket was empty then; if it is not any more, poll will say so. */
+            /* The socket was empty then; if it is not any more, epoll will say so. */
+            ch->unread = false;
             return channel_deliver(ch, fn, arg, (unsigned int)(end_frames - ch->stats.in_frames));
         }
     }

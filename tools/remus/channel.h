@@ -10,11 +10,12 @@
  *        A frame that does not fit in out_max is refused with -ENOBUFS, whole.
  *   in:  CHANNEL_IN_BYTES; frames are delivered in place, one at a time.
  *
- * A loop around it, with level-triggered epoll:
+ * A loop around it, with epoll.  EPOLLET: where the kernel encrypts the socket, Debian 12's tells
+ * level-triggered sets of half a record again and again, while there is nothing to be read.
  *
- *   EPOLLIN                  -> channel_read(ch, deliver, arg, budget)
+ *   EPOLLIN | EPOLLET        -> channel_read(ch, deliver, arg, budget)
  *   end of each round        -> channel_flush(ch); EPOLLOUT wanted while channel_wants_write(ch)
- *   channel_pending(ch)      -> do not sleep: whole frames wait inside (budget or pause)
+ *   channel_pending(ch)      -> do not sleep: more waits, inside or in the socket (budget)
  *
  * After any error but -ENOBUFS and -EINVAL the channel is dead: free it.
  */
@@ -99,7 +100,8 @@ bool channel_congested(const struct channel *ch);
  */
 int channel_read(struct channel *ch, channel_packet_fn *fn, void *arg, unsigned int frames_max);
 
-/* A whole frame waits in the buffer: call channel_read without waiting for the socket. */
+/* A whole frame waits in the buffer, or the last channel_read left something in the socket, of
+ * which the kernel will not tell again: call channel_read without waiting.  Not while paused. */
 bool channel_pending(const struct channel *ch);
 
 /* While set, channel_read delivers nothing and reads nothing (the caller stops polling for input).

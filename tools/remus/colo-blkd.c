@@ -487,7 +487,8 @@ static void channel_watch(struct blkd *b)
         return;
     }
     event.data.u64 = (uint64_t)blkchan_fd(b->r.chan);
-    event.events = (b->r.held || !b->r.listening ? 0 : EPOLLIN) |
+    /* Each round reads until the channel is empty; see channel.h. */
+    event.events = EPOLLET | (b->r.held || !b->r.listening ? 0 : EPOLLIN) |
                    (blkchan_wants_write(b->r.chan) ? EPOLLOUT : 0);
     if (event.events != b->watched) {
         b->watched = event.events;

@@ -1074,7 +1074,7 @@ static int interest_set(struct proxy *p)
     if (p->channel && p->channel_writing != channel_wants_write(p->channel)) {
         p->channel_writing = !p->channel_writing;
         return epoll_set(p, EPOLL_CTL_MOD, channel_fd(p->channel), READY_CHANNEL,
-                         EPOLLIN | (p->channel_writing ? EPOLLOUT : 0));
+                         EPOLLIN | EPOLLET | (p->channel_writing ? EPOLLOUT : 0));
     }
     return 0;
 }
@@ -1271,7 +1271,8 @@ static int proxy_open(struct proxy *p, char *error, size_t error_bytes)
         rc = epoll_set(p, EPOLL_CTL_ADD, p->timer_fd, READY_TIMER, EPOLLIN);
     }
     if (!rc && p->channel) {
-        rc = epoll_set(p, EPOLL_CTL_ADD, channel_fd(p->channel), READY_CHANNEL, EPOLLIN);
+        rc = epoll_set(p, EPOLL_CTL_ADD, channel_fd(p->channel), READY_CHANNEL,
+                       EPOLLIN | EPOLLET);
     }
     for (i = 0; !rc && i < p->vif_count; i++) {
         for (k = 0; !rc && k < CTL_OUTPUT_QUEUES; k++) {

@@ -931,6 +931,7 @@ static void channel_poll(struct shadowd *s)
     if (channel_wants_write(s->channel)) {
         event.events |= EPOLLOUT;
     }
+    event.events |= event.events ? EPOLLET : 0;
     if (event.events != s->channel_events) {
         /* Out of the set when nothing is wanted: a hang-up would be reported without end. */
         epoll_ctl(s->epoll, !event.events ? EPOLL_CTL_DEL :
@@ -1669,8 +1670,9 @@ static int setup(struct shadowd *s, char *error, size_t size)
     event.data.u64 = REMUS_CTL_FD;
     rc = epoll_ctl(s->epoll, EPOLL_CTL_ADD, REMUS_CTL_FD, &event);
     event.data.u64 = REMUS_CHANNEL_FD;
-    s->channel_events = event.events;
+    event.events = s->channel_events = EPOLLIN | EPOLLET;
     rc |= epoll_ctl(s->epoll, EPOLL_CTL_ADD, REMUS_CHANNEL_FD, &event);
+    event.events = EPOLLIN;
     event.data.u64 = (uint64_t)xenevtchn_fd(s->xce);
     rc |= epoll_ctl(s->epoll, EPOLL_CTL_ADD, xenevtchn_fd(s->xce), &event);
     if (rc) {

@@ -8,7 +8,7 @@
  *
  *   receiver ->  receiver {protocol, version, xen, boot_id, host, address}   or refused {reasons}
  *   primary  ->  hello {the guest's needs, the session's settings}
- *   receiver ->  ready {port, secret}                                        or refused
+ *   receiver ->  ready {port, secret, plain}                                 or refused
  *   primary opens the channels
  *   receiver ->  connected                                                   or refused
  *   receiver ->  log {level, text}, state {state}, then active {domid} or end {end, reason}
@@ -73,6 +73,7 @@ struct receiver {
     char session_text[40], arbiter[REMUS_ARBITER_BYTES];
     int fds[REMUS_CHANNELS];        /* by channel */
     const char *store;
+    bool no_plain;                  /* the operator here wants the data encrypted */
 
     struct worker worker;
     bool have_result, active, settled;
@@ -90,6 +91,7 @@ static const char usage[] =
     "ssh; reads and writes messages on standard input and output.\n"
     "\n"
     "      --libexec DIR   where colo-shadowd and the other helpers are\n"
+    "      --no-plain      refuse a session whose data is not encrypted (--plain of xl remus)\n"
     "      --store DIR     where to keep what is not on the copy's disks yet, in a file without a\n"
     "                      name (default " REMUS_STORE_DIR ")\n"
     "  -h, --help          this text\n";
@@ -308,6 +310,7 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
     r->verify = remus_message_flag(m, "verify", false);
     r->net = remus_message_flag(m, "net", true);
     r->wishes.no_net = !r->net;
+    r->wishes.plain = remus_message_flag(m, "plain", false);
     WANT(take_again(r, m), "what is to protect the guest after a takeover is no session's "
                            "options, or names no host");
     count = remus_message_count(m, "vifs");
@@ -387,6 +390,11 @@ static int examine(struct receiver *r)
 
     if (!refusals)
         return refuse_one(r, XL_REFUSED, "out of memory");
+    if (r->wishes.plain && r->no_plain)
+        remus_refuse(refusals, "the data has to be encrypted, by this host's --no-plain of xl "
+                     "remus-receive: leave out --plain");
+    if (!r->wishes.plain)
+        remus_facts_tls(&r->here);
     remus_facts_meets(r->facts, &r->guest, &meets);
     remus_preflight_secondary(refusals, &r->guest, &r->here, &meets, &r->wishes);
     if (!refusals->count)
@@ -422,9 +430,10 @@ static int open_channels(struct receiver *r)
     o = remus_object_new("ready");
     remus_object_number(o, "port", bound);
     remus_object_string(o, "secret", text);
+    remus_object_flag(o, "plain", r->wishes.plain);
     send_object(r, o, false);
-    rc = remus_accept_channels(listen_fd, secret, wanted, ACCEPT_MS, remus_talk_in(r->talk),
-                               r->fds, r->error);
+    rc = remus_accept_channels(listen_fd, secret, r->wishes.plain, wanted, ACCEPT_MS,
+                               remus_talk_in(r->talk), r->fds, r->error);
 out:
     if (listen_fd >= 0)
         close(listen_fd);
@@ -786,6 +795,7 @@ int cmd_remus_receive(int argc, char **argv)
     static const struct option options[] = {
         {"libexec", required_argument, NULL, 'l'},
         {"store", required_argument, NULL, 's'},
+        {"no-plain", no_argument, NULL, 'p'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -801,6 +811,10 @@ int cmd_remus_receive(int argc, char **argv)
         }
         if (option == 's') {
             store = optarg;
+            continue;
+        }
+        if (option == 'p') {
+            r.no_plain = true;
             continue;
         }
         if (option != 'l') {

@@ -151,7 +151,7 @@ static int examine(struct supervisor *s)
 {
     struct remus_wishes wishes = {
         .no_net = s->o.no_net, .no_disk = s->o.no_disk, .unsafe = s->o.unsafe,
-        .arbiter = !remus_arbiter_is_none(s->o.arbiter),
+        .arbiter = !remus_arbiter_is_none(s->o.arbiter), .plain = s->o.plain,
     };
     struct remus_facts_ctx *facts = NULL;
     struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
@@ -176,6 +176,8 @@ static int examine(struct supervisor *s)
         rc = remus_facts_guest(facts, domid, &s->guest, s->error);
     if (!rc || rc == -ENOENT)
         rc = remus_facts_host(facts, libexec, false, &s->here, s->error);
+    if (!rc && !s->o.plain)
+        remus_facts_tls(&s->here);
     if (rc)
         remus_refuse(refusals, "%s", s->error);
     else
@@ -347,6 +349,7 @@ static struct remus_object *hello(struct supervisor *s)
     remus_object_number(o, "deadline_ms", s->o.deadline_ms);
     remus_object_flag(o, "verify", s->o.verify);
     remus_object_flag(o, "net", !s->o.no_net && s->guest.vifs);
+    remus_object_flag(o, "plain", s->o.plain);
     remus_object_string(o, "listen", s->o.data_address);
     remus_object_number(o, "port", s->o.data_port);
     if (s->o.reprotect) {
@@ -410,10 +413,23 @@ static int negotiate(struct supervisor *s)
         code = give_up(s, XL_NO_PEER, "%s is ready, but says neither port nor secret", s->o.host);
         goto out;
     }
+    /* What one side takes for encrypted must not be clear to the other. */
+    if (remus_message_flag(m, "plain", false) != s->o.plain) {
+        code = give_up(s, XL_NO_PEER, "%s is ready for data %s, not %s as it was told", s->o.host,
+                       s->o.plain ? "encrypted" : "in clear",
+                       s->o.plain ? "in clear" : "encrypted");
+        goto out;
+    }
     s->port = (uint16_t)port;
 out:
     remus_message_free(m);
     return code;
+}
+
+static int connect_channel(struct supervisor *s, const char *address, uint16_t channel)
+{
+    return remus_connect_channel(address, s->port, channel, s->secret, s->o.plain, CONNECT_MS,
+                                 &s->fds[channel], s->error);
 }
 
 static int connect_data(struct supervisor *s)
@@ -428,20 +444,16 @@ static int connect_data(struct supervisor *s)
         snprintf(address, sizeof(address), "%s", s->o.data_address);
     else
         remus_host_address(address, sizeof(address), s->o.host);
-    rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
-                               &s->fds[REMUS_CHANNEL_LINK], s->error);
+    rc = connect_channel(s, address, REMUS_CHANNEL_LINK);
     /* A host that only ssh's configuration knows by this name. */
     if (rc == -EADDRNOTAVAIL && !s->o.data_address[0] && s->receiver_address[0]) {
         snprintf(address, sizeof(address), "%s", s->receiver_address);
-        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_LINK, s->secret, CONNECT_MS,
-                                   &s->fds[REMUS_CHANNEL_LINK], s->error);
+        rc = connect_channel(s, address, REMUS_CHANNEL_LINK);
     }
     if (!rc && net)
-        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_PACKETS, s->secret, CONNECT_MS,
-                                   &s->fds[REMUS_CHANNEL_PACKETS], s->error);
+        rc = connect_channel(s, address, REMUS_CHANNEL_PACKETS);
     if (!rc && s->guest.disk_count)
-        rc = remus_connect_channel(address, s->port, REMUS_CHANNEL_DISKS, s->secret, CONNECT_MS,
-                                   &s->fds[REMUS_CHANNEL_DISKS], s->error);
+        rc = connect_channel(s, address, REMUS_CHANNEL_DISKS);
     explicit_bzero(s->secret, sizeof(s->secret));
     if (rc)
         return give_up(s, XL_NO_PEER, "%s", s->error);
@@ -480,6 +492,7 @@ static int start(struct supervisor *s)
             .net = !s->o.no_net && s->guest.vifs,
         },
         .verify = s->o.verify,
+        .compress = s->o.compress,
         .net = !s->o.no_net && s->guest.vifs,
         .vifs = s->guest.vifs,
         .link_fd = s->fds[REMUS_CHANNEL_LINK],

@@ -34,6 +34,10 @@ const char remus_options_help[] =
     "      --receive-command C  what ssh runs on HOST (default: xl remus-receive)\n"
     "      --data-address ADDR[:PORT]\n"
     "                           HOST's address for the data, when not the one that ssh uses\n"
+    "      --plain              do not encrypt the data: for a cable that nobody else can reach\n"
+    "      --compress lz4|none  compress the guest's memory on its way (default none: pays up to\n"
+    "                           some Gbit/s)\n"
+    "  -u, --no-compression     the same as --compress none\n"
     "      --heartbeat MS       interval of signs of life (default 100)\n"
     "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
     "      --sync-rate MIB      read at most this much a second when disks are made equal\n"
@@ -55,7 +59,6 @@ const char remus_options_help[] =
     "                           [peer ADDRESS[/BITS]]; may be given again\n"
     "      --bypass-file FILE   the same from a file, an entry per line, '#' comments\n"
     "  -F, --unsafe             accept what -d, -n or no arbiter may lead to\n"
-    "  -u, --no-compression     do not compress what is sent (this version never does)\n"
     "\n"
     "What is shown:\n"
     "      --json               one JSON object per line on standard output\n"
@@ -76,6 +79,7 @@ enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
     OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER, OPT_REPROTECT, OPT_KEEP_TRYING,
+    OPT_PLAIN, OPT_COMPRESS,
 };
 
 static const struct option long_options[] = {
@@ -91,6 +95,8 @@ static const struct option long_options[] = {
     {"ssh", required_argument, NULL, 's'},
     {"receive-command", required_argument, NULL, OPT_RECEIVE},
     {"data-address", required_argument, NULL, OPT_DATA},
+    {"plain", no_argument, NULL, OPT_PLAIN},
+    {"compress", required_argument, NULL, OPT_COMPRESS},
     {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
@@ -325,6 +331,12 @@ void remus_options_words(const struct remus_options *o, void (*add)(void *arg, c
         add(arg, "--bypass");
         add(arg, text);
     }
+    if (o->plain)
+        add(arg, "--plain");
+    if (o->compress) {
+        add(arg, "--compress");
+        add(arg, "lz4");
+    }
     if (o->no_disk)
         add(arg, "--no-disk");
     if (o->no_net)
@@ -482,6 +494,9 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
                 snprintf(error, OPTIONS_ERROR_BYTES,
                          "--data-address: '%s' is not ADDR, ADDR:PORT, [V6]:PORT or :PORT", optarg);
             break;
+        case OPT_PLAIN:
+            o->plain = true;
+            break;
         case 'd':
             o->no_disk = true;
             break;
@@ -498,6 +513,15 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             o->unsafe = true;
             break;
         case 'u':
+            o->compress = false;
+            break;
+        case OPT_COMPRESS:
+            o->compress = !strcmp(optarg, "lz4");
+            if (!o->compress && strcmp(optarg, "none")) {
+                snprintf(error, OPTIONS_ERROR_BYTES, "--compress: '%.40s' is neither lz4 nor none",
+                         optarg);
+                rc = -EINVAL;
+            }
             break;
         case OPT_JSON:
             o->json = true;

@@ -17,6 +17,8 @@ struct remus_options {
     uint32_t period_ms, rest_ms, heartbeat_ms, timeout_ms, deadline_ms; /* 0: default */
     uint32_t sync_kib;              /* a second; 0: as fast as it goes */
     bool no_net, no_disk, unsafe;
+    bool plain;                     /* the data is not encrypted */
+    bool compress;                  /* the guest's memory, with LZ4 */
     bool verify, json, quiet, verbose;
     bool help, release;
     struct remus_bypass bypass[REMUS_BYPASS_MAX]; /* traffic that is not protected */

@@ -15,7 +15,7 @@
 #define REMUS_PROTOCOL_VERSION   1u
 #define REMUS_SECRET_BYTES       32u
 
-/* ---- Opening of either stream: the connecting side (primary) proves itself ---------------- */
+/* ---- Opening of each stream, inside TLS unless --plain: what the connection is for ---------- */
 
 #define REMUS_OPEN_MAGIC         0x31534d52u /* "RMS1" */
 #define REMUS_CHANNEL_LINK       1u
@@ -26,7 +26,7 @@ struct remus_open {                 /* primary -> secondary, first bytes on each
     uint32_t magic;                 /* REMUS_OPEN_MAGIC */
     uint16_t version;               /* REMUS_PROTOCOL_VERSION */
     uint16_t channel;               /* REMUS_CHANNEL_* */
-    uint8_t  secret[REMUS_SECRET_BYTES]; /* one-time, handed over through ssh */
+    uint8_t  secret[REMUS_SECRET_BYTES]; /* --plain: one-time, handed over through ssh; else 0 */
 };
 
 /* ---- Link frames ------------------------------------------------------------------------ */
@@ -43,6 +43,8 @@ struct remus_frame {                /* precedes every payload on the link */
 };
 
 #define REMUS_FRAME_OPTIONAL     0x80000000u
+/* With PAGES and STREAM: the payload is struct remus_lz4 and one LZ4 block (REMUS_HELLO_LZ4). */
+#define REMUS_FRAME_LZ4          0x40000000u
 
 enum remus_frame_type {
     REMUS_FRAME_HELLO      = 1,     /* P->S: struct remus_hello, first frame */
@@ -62,6 +64,11 @@ enum remus_frame_type {
     REMUS_FRAME_ERROR      = 34,    /* either: sentence for the user; the session ends */
 };
 
+struct remus_lz4 {
+    uint32_t length;                /* of the payload that the block holds, <= REMUS_FRAME_MAX */
+    uint32_t reserved;
+};
+
 struct remus_hello {
     uint16_t version;
     uint16_t mode;                  /* REMUS_MODE_* */
@@ -76,6 +83,8 @@ struct remus_hello {
 #define REMUS_HELLO_VERIFY       0x1u /* epochs carry hashes of every page */
 #define REMUS_HELLO_NO_NET       0x2u
 #define REMUS_HELLO_NO_DISK      0x4u
+#define REMUS_HELLO_LZ4          0x8u /* frames may be compressed */
+#define REMUS_HELLO_FLAGS        0xfu /* all of them */
 
 #define REMUS_MODE_COLO          1u
 #define REMUS_MODE_REMUS         2u
@@ -247,6 +256,7 @@ struct remus_disk_open {            /* the disk as the guest knows it */
     _Static_assert(sizeof(type) == (size), "wire size of " #type)
 REMUS_CHECK_SIZE(struct remus_open, 40);
 REMUS_CHECK_SIZE(struct remus_frame, 24);
+REMUS_CHECK_SIZE(struct remus_lz4, 8);
 REMUS_CHECK_SIZE(struct remus_hello, 48);
 REMUS_CHECK_SIZE(struct remus_heartbeat, 32);
 REMUS_CHECK_SIZE(struct remus_pages, 8);
