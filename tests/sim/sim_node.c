@@ -690,6 +690,8 @@ static void node_frame(struct world *w, const struct sim_event *e)
             n->acked_early = event.epoch;
             link_send(w, REMUS_SECONDARY, RE_PEER_ACK)->event.epoch = event.epoch;
         }
+    } else if (event.type == RE_PEER_STOP && event.value == REMUS_STOP_HANDOVER) {
+        w->winner = REMUS_SECONDARY;
     } else if (event.type == RE_PEER_STOP && w->mutation == BREAK_STOP_IGNORED &&
                e->node == REMUS_SECONDARY) {
         link_send(w, REMUS_SECONDARY, RE_PEER_STOPPED);

@@ -1,6 +1,7 @@
 /* LINK: tools/libxl/remus_arbiter.c tools/libxl/remus_message.c */
 /* The programs that decide who goes on: what they are told, and what their ends mean. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -96,6 +97,15 @@ static void its_end_is_the_answer(void **state)
     assert_non_null(strstr(said, "arbiter-missing"));
 }
 
+static void an_end_that_nobody_can_see_is_no_answer(void **state)
+{
+    (void)state;
+    signal(SIGCHLD, SIG_IGN);
+    assert_true(run("echo 'the other side has it'; exit 1") < 0);
+    assert_true(run("exit 0") < 0);
+    signal(SIGCHLD, SIG_DFL);
+}
+
 static void what_it_prints_is_bounded_and_clean(void **state)
 {
     (void)state;
@@ -144,6 +154,7 @@ int main(void)
         T(none_needs_no_program),
         T(a_program_is_told_who_asks),
         T(its_end_is_the_answer),
+        T(an_end_that_nobody_can_see_is_no_answer),
         T(what_it_prints_is_bounded_and_clean),
         T(one_that_takes_too_long_is_ended_with_its_children),
         T(nobody_waits_for_ever),

@@ -750,8 +750,9 @@ TEST(a_guest_that_hangs_on_its_way_to_be_suspended_is_fenced_and_its_copy_goes_o
     struct fixture f;
 
     never_suspends(&f, 1);
-    expect(&f, RA_FENCE_AND_STOP, RA_FINISH);
-    assert_int_equal(f.out.list[1].value, REMUS_END_FENCED);
+    expect(&f, RA_FENCE_AND_STOP, RA_SEND_STOP, RA_FINISH);
+    assert_int_equal(f.out.list[1].value, REMUS_STOP_HANDOVER);
+    expect_finish(&f, REMUS_END_HANDED_OVER);
     assert_non_null(strstr(f.core.reason, "hangs"));
     event(&f, RE_SUSPENDED);
     expect_nothing(&f);
@@ -955,8 +956,24 @@ TEST(a_guest_that_cannot_be_resumed_is_left_to_the_secondary)
     primary_in(&f, RP_RESUME, 2);
     f.out.count = 0;
     resume_fails_for_good(&f);
-    expect(&f, RA_FENCE_AND_STOP, RA_FINISH);
-    expect_finish(&f, REMUS_END_FENCED);
+    expect(&f, RA_FENCE_AND_STOP, RA_SEND_STOP, RA_FINISH);
+    expect_finish(&f, REMUS_END_HANDED_OVER);
+}
+
+TEST(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_SEND, 3);
+    event(&f, RE_SWITCH);
+    expect_nothing(&f);
+    event3(&f, RE_PEER_ACK, 3, 0);
+    event3(&f, RE_PEER_APPLIED, 3, 0);
+    expect(&f, RA_FENCE_AND_STOP, RA_SEND_STOP, RA_FINISH);
+    assert_int_equal(f.out.list[1].value, REMUS_STOP_HANDOVER);
+    expect_finish(&f, REMUS_END_HANDED_OVER);
+    event(&f, RE_RESUMED);
+    expect_nothing(&f);
 }
 
 TEST(a_guest_that_cannot_be_resumed_without_a_secondary_ends_as_failed)
@@ -1747,6 +1764,31 @@ TEST(loss_while_applying_waits_for_the_apply)
     }
 }
 
+TEST(a_copy_that_is_handed_the_guest_takes_over_without_asking)
+{
+    struct fixture f;
+
+    walk_secondary(&f, RS_RUN, 3);
+    event3(&f, RE_PEER_STOP, 0, REMUS_STOP_HANDOVER);
+    only(&f, RA_TAKEOVER);
+    event(&f, RE_LINK_LOST);
+    expect_nothing(&f);
+    event(&f, RE_ACTIVE);
+    expect_finish(&f, REMUS_END_ACTIVE);
+}
+
+TEST(a_copy_is_handed_nothing_in_the_middle_of_an_epoch)
+{
+    struct fixture f;
+
+    walk_secondary(&f, RS_RECEIVE, 3);
+    event3(&f, RE_PEER_STOP, 0, REMUS_STOP_HANDOVER);
+    expect(&f, RA_SEND_ERROR, RA_DROP_PARTIAL, RA_DESTROY);
+    walk_secondary(&f, RS_BASE, 1);
+    event3(&f, RE_PEER_STOP, 0, REMUS_STOP_HANDOVER);
+    expect(&f, RA_SEND_ERROR, RA_DESTROY);
+}
+
 TEST(a_silent_primary_counts_as_lost)
 {
     struct fixture f;
@@ -2120,6 +2162,9 @@ int main(void)
         T(a_resume_that_is_not_answered_is_given_again),
         T(a_guest_that_cannot_be_resumed_is_left_to_the_secondary),
         T(a_guest_that_cannot_be_resumed_without_a_secondary_ends_as_failed),
+        T(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over),
+        T(a_copy_that_is_handed_the_guest_takes_over_without_asking),
+        T(a_copy_is_handed_nothing_in_the_middle_of_an_epoch),
         T(loss_before_protection_needs_no_arbitration),
         T(loss_in_the_first_suspend_needs_no_arbitration),
         T(loss_while_the_first_checkpoint_is_taken_needs_no_arbitration),

@@ -414,7 +414,8 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("-c -i", "-i needs a value");
     a_line_is_refused_with("-c -Z a b", "-Z");
     a_line_is_refused_with("-c --nonsense a b", "--nonsense");
-    a_line_is_refused_with("-c --timeout 200 a b", "three times");
+    a_line_is_refused_with("-c --timeout 600 --heartbeat 250 a b", "three times");
+    a_line_is_refused_with("-c --timeout 499 a b", "499");
     a_line_is_refused_with("-c --heartbeat 2000 a b", "three times");
     a_line_is_refused_with("-c --json -q a b", "exclude");
     a_line_is_refused_with("-c --compress gzip a b", "lz4");

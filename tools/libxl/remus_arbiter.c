@@ -139,6 +139,8 @@ static int listen_to(const struct remus_arbiter *a, pid_t pid, int fd, unsigned 
         (void)poll(&p, 1, POLL_MS);
         r = waitpid(pid, status, WNOHANG);
         ended = r == pid || (r < 0 && errno != EINTR);
+        if (r < 0 && ended)
+            rc = -errno;            /* whatever it said, nobody knows */
         if (!ended && !rc) {
             if (a->give_up && a->give_up(a->arg))
                 rc = -ECANCELED;

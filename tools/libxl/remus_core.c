@@ -170,7 +170,8 @@ static const struct state_info state_info[REMUS_STATE_COUNT] = {
     [RS_BASE] = { "base", REMUS_SECONDARY, LINK_LIVE, 0, NULL,
                   TO(RS_RECEIVE) | TO(RS_APPLY) | TO(RS_STOP) },
     [RS_RUN] = { "standing by", REMUS_SECONDARY, LINK_LIVE, 0, NULL,
-                 TO(RS_RECEIVE) | TO(RS_APPLY) | TO(RS_ARBITRATE) | TO(RS_STOP) },
+                 TO(RS_RECEIVE) | TO(RS_APPLY) | TO(RS_ARBITRATE) | TO(RS_TAKEOVER) |
+                 TO(RS_STOP) },
     [RS_RECEIVE] = { "receiving epoch", REMUS_SECONDARY, LINK_LIVE, 0, NULL,
                      TO(RS_APPLY) | TO(RS_ARBITRATE) | TO(RS_STOP) },
     [RS_APPLY] = { "applying epoch", REMUS_SECONDARY, LINK_LIVE, LIMIT(ready_timeout_ms),
@@ -669,6 +670,28 @@ static void p_fence(struct remus_core *c, struct remus_actions *out)
     finish(c, REMUS_END_FENCED, out);
 }
 
+/*
+ * The copy is to be the guest.  It hears so when this one is fenced, and need not ask the arbiter,
+ * whose way of granting may be to turn this host off; if the word is lost with the link it asks.
+ * A copy that has no whole checkpoint cannot be told.
+ */
+static void p_hand_over(struct remus_core *c, struct remus_actions *out)
+{
+    struct remus_action *a;
+
+    if (!c->applied || has(c, F_LOST)) {
+        p_fence(c, out);
+        return;
+    }
+    c->flags |= F_FENCED;
+    c->resume_us = 0;
+    act(out, RA_FENCE_AND_STOP, 0);
+    a = act(out, RA_SEND_STOP, 0);
+    a->value = REMUS_STOP_HANDOVER;
+    snprintf(a->text, sizeof(a->text), "%s", c->reason);
+    finish(c, REMUS_END_HANDED_OVER, out);
+}
+
 /* The secondary heard us at echo_us, and trusts us for promise_us from there at least. */
 static void note_echo(struct remus_core *c, uint64_t echo_us, uint64_t promise_us)
 {
@@ -854,7 +877,7 @@ static void p_refused_because(struct remus_core *c, const char *why, struct remu
         /* Of the two guests the copy is the one that works.  It hears the link's end. */
         because(c, "the guest hangs on its way to being suspended: it is fenced, and its copy "
                 "takes over");
-        p_fence(c, out);
+        p_hand_over(c, out);
     } else if (c->checkpoint_tries >= CHECKPOINT_TRIES) {
         because(c, "the guest did not suspend in %u attempts: %s", c->checkpoint_tries, why);
         p_stop_because(c, REMUS_STOP_FAILED, out);
@@ -1014,7 +1037,7 @@ static void p_resumed(struct remus_core *c, const struct remus_event *e, struct 
 
 /*
  * A guest that cannot be brought back is as good as a lost host.  If there is a secondary it goes
- * on: this side fences itself and closes the link without STOP.
+ * on.
  */
 static void p_cannot_resume(struct remus_core *c, struct remus_actions *out)
 {
@@ -1030,7 +1053,7 @@ static void p_cannot_resume(struct remus_core *c, struct remus_actions *out)
     } else if (c->state == RP_STOP || c->state == RP_ARBITRATE) {
         return; /* the secondary was told, or the arbiter asked: what follows is under way */
     } else if (has(c, F_PEER_MAY_RUN) && !has(c, F_LET_GO)) {
-        p_fence(c, out);
+        p_hand_over(c, out);
     } else {
         if (!has(c, F_ENDING)) {
             c->stop_reason = REMUS_STOP_FAILED;
@@ -1110,15 +1133,15 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
 }
 
 /*
- * The copy is to be the guest: this side fences itself and closes the link, as after any loss.
- * Only between two checkpoints, so that the copy has nothing to finish first.
+ * The copy is to be the guest.  Only between two checkpoints, so that it has nothing to finish
+ * first.
  */
 static void p_switch_now(struct remus_core *c, struct remus_actions *out)
 {
     if (c->want_switch && c->state == RP_RUN && c->applied && !c->guest_stopped &&
         !has(c, F_LOST) && !has(c, F_ENDING)) {
         because(c, "handed over on request");
-        p_fence(c, out);
+        p_hand_over(c, out);
     }
 }
 
@@ -1507,8 +1530,26 @@ static void s_operator(struct remus_core *c, const struct remus_event *e,
     s_destroy(c, REMUS_END_STOPPED, out);
 }
 
+/* The primary's guest is fenced, for good: nobody needs to be asked who goes on. */
+static void s_handed_over(struct remus_core *c, const struct remus_event *e,
+                          struct remus_actions *out)
+{
+    if (c->state != RS_RUN || has(c, F_LOST)) {
+        s_unexpected(c, e, out);
+        return;
+    }
+    because(c, "the primary handed the guest over: %s", text_of(e, "no reason given"));
+    c->flags |= F_LOST;
+    act(out, RA_TAKEOVER, c->applied);
+    enter(c, RS_TAKEOVER);
+}
+
 static void s_stop(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
 {
+    if (e->value == REMUS_STOP_HANDOVER) {
+        s_handed_over(c, e, out);
+        return;
+    }
     c->stop_reason = (uint32_t)e->value;
     if (e->value == REMUS_STOP_GUEST) {
         c->flags |= F_GUEST_ENDED;

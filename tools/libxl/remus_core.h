@@ -23,7 +23,7 @@
  *     lost, because the peer says the same of us.  Long work belongs in a thread.  The initial
  *     copy and the building of the secondary are excepted.
  *   - Send nothing on the link and read nothing from it after RA_ARBITRATE: close it, no STOP.
- *   - RA_FINISH closes the link in any case; with REMUS_END_FENCED without STOP.
+ *   - RA_FINISH closes the link in any case, behind what was sent.
  *
  * Epochs are numbered from 1.  Epoch e runs from the application of checkpoint e - 1 (the initial
  * copy for e = 1... the base) to checkpoint e.
@@ -186,6 +186,8 @@ enum remus_end {
     REMUS_END_ALONE,        /* primary: secondary lost, guest runs on unprotected */
     REMUS_END_ACTIVE,       /* secondary: took over; the executor goes on as the guest's backend */
     REMUS_END_FENCED,       /* arbitration denied: this side's guest was stopped */
+    REMUS_END_HANDED_OVER,  /* primary: fenced and stopped; the copy was told to take over unasked,
+                             * so nobody here may ask the arbiter any more */
     REMUS_END_FAILED,       /* protection could not begin or go on; primary runs unprotected */
 };
 

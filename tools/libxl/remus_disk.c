@@ -512,6 +512,14 @@ void remus_disks_close(struct xs_handle *xs, uint32_t domid)
     }
 }
 
+bool remus_disk_served(const struct remus_disk *d)
+{
+    char path[128];
+
+    snprintf(path, sizeof(path), DRIVER "vbd-%u-%u", d->domid, d->info.vdev);
+    return !access(path, F_OK);
+}
+
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error)
 {

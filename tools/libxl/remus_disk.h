@@ -85,6 +85,8 @@ void remus_disks_close(struct xs_handle *xs, uint32_t domid);
  */
 int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
+/* Whether blkback has it. */
+bool remus_disk_served(const struct remus_disk *d);
 /* To blkback; nobody is bound to the guest's ports, and what was taken from its rings is answered.
  * The guest may run: its requests wait.  0: connected. */
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,

@@ -17,6 +17,7 @@
 #define REST_MS       10000
 #define TAKE_MS       5000u
 #define GIVE_MS       10000u
+#define SETTLE_AGAIN_US 5000000u
 #define END_MS        5000          /* of a copy that is not needed */
 #define MERGE_MS      600000        /* a copy that took over: its writes to the disks */
 #define WINDOW_MAX    (UINT64_C(512) << 20)
@@ -358,7 +359,7 @@ void remus_disks_revive(struct remus_run *r)
                       "replicated any more");
 }
 
-void remus_disks_give(struct remus_run *r, bool ended)
+void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
 {
     struct remus_disks *d = &r->disks;
     char error[REMUS_DISK_ERROR_BYTES] = "";
@@ -370,7 +371,7 @@ void remus_disks_give(struct remus_run *r, bool ended)
         return;
     d->taken = false;
     ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
-    if (!ended) {
+    if (fate != REMUS_DISKS_CLOSED) {
         rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
         if (!rc)
             rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests, REST_MS);
@@ -378,10 +379,10 @@ void remus_disks_give(struct remus_run *r, bool ended)
     if (rc)
         failed(r, "brought to rest", rc);
     stop_daemon(r);
-    if (ended) {
+    if (fate == REMUS_DISKS_CLOSED)
         remus_disks_close(r->xs, r->h.domid);
+    if (fate != REMUS_DISKS_SERVED)
         return;
-    }
     for (i = 0; i < d->count; i++) {
         rc = remus_disk_give(r->h.xch, r->xs, &d->disk[i], GIVE_MS, error);
         if (rc)
@@ -587,17 +588,29 @@ int remus_disks_takeover(struct remus_run *r)
 void remus_disks_settle(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
+    char error[REMUS_DISK_ERROR_BYTES] = "";
+    unsigned int i;
 
-    if (!d->taken || !d->synced || d->settled)
+    if (!d->count || d->settled || (d->taken && !d->synced) || remus_run_now_us() < d->settle_us)
         return;
+    d->settle_us = remus_run_now_us() + SETTLE_AGAIN_US;
+    if (read_disks(r))
+        return;
+    if (d->taken)
+        remus_disks_give(r, REMUS_DISKS_SERVED);
     d->settled = true;
-    if (!read_disks(r))
-        remus_disks_give(r, false);
+    for (i = 0; i < d->count; i++) {
+        if (!remus_disk_served(&d->disk[i]) &&
+            remus_disk_give(r->h.xch, r->xs, &d->disk[i], GIVE_MS, error)) {
+            remus_run_log(r, XC_SR_ERROR, "%s; trying again", error);
+            d->settled = false;
+        }
+    }
 }
 
 bool remus_disks_settled(const struct remus_run *r)
 {
-    return !r->disks.taken || r->disks.settled;
+    return !r->disks.count || r->disks.settled;
 }
 
 void remus_disks_answer_closing(struct remus_run *r)

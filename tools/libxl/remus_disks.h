@@ -39,8 +39,10 @@ int remus_disks_rest(struct remus_run *r);
 /* It runs again.  cut: a new disk epoch begins.  triggers: its first write is to ask for a
  * checkpoint. */
 void remus_disks_go(struct remus_run *r, bool cut, bool triggers);
-/* Back to blkback; to nobody, if the guest has ended. */
-void remus_disks_give(struct remus_run *r, bool ended);
+/* colo-blkd ends; the disks go back to blkback, or are closed because the guest has ended, or are
+ * left with nobody, because the guest is stopped and it is not known whether it goes on. */
+enum remus_disks_fate { REMUS_DISKS_SERVED, REMUS_DISKS_CLOSED, REMUS_DISKS_LEFT };
+void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate);
 
 /* ---- Secondary ---- */
 

@@ -62,6 +62,7 @@ struct primary {
     unsigned int minder_count;
     uint16_t queues;                /* the first netfilter queue's number */
     bool rules_in;
+    bool fenced;                    /* paused and cut off, and to stay so */
     struct remus_lease *lease;      /* NULL: output needs none yet */
     uint64_t lease_us;              /* when it ends */
     int own_fd[REMUS_VIFS_MAX];     /* see own_frames */
@@ -504,19 +505,28 @@ static void lease_end(struct primary *p)
     p->lease_us = 0;
 }
 
+static void own_frames_end(struct primary *p)
+{
+    unsigned int i;
+
+    for (i = 0; i < p->vif_count; i++) {
+        if (p->own_fd[i] >= 0)
+            close(p->own_fd[i]);
+        p->own_fd[i] = -1;
+    }
+}
+
 static void rules_remove(struct primary *p)
 {
     unsigned int i;
 
     lease_end(p);
+    own_frames_end(p);
     if (!p->rules_in)
         return;
     for (i = 0; i < p->vif_count; i++) {
         char error[200] = "";
 
-        if (p->own_fd[i] >= 0)
-            close(p->own_fd[i]);
-        p->own_fd[i] = -1;
         if (remus_nft_unprotect(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "the rules of %s stay: %s; to remove them: "
                           "nft delete table bridge remus", p->vifs[i].netdev, error);
@@ -743,7 +753,8 @@ static void unprotect(struct primary *p)
     }
     rules_remove(p);
     remus_run_daemon_stop(&r->daemon);
-    remus_disks_give(r, remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED);
+    remus_disks_give(r, remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED
+                     ? REMUS_DISKS_CLOSED : REMUS_DISKS_SERVED);
     remus_run_work_wait(r);
     xc_sr_primary_close(p->sr, true);
     p->sr = NULL;
@@ -757,12 +768,13 @@ static void fence_and_stop(struct primary *p)
     char error[200] = "";
     unsigned int i;
 
+    xc_domain_pause(p->run.h.xch, p->run.h.domid); /* at once: rules may have to wait */
+    if (p->run.daemon.fd >= 0)
+        ctl_say(p->run.daemon.fd, CTL_FENCE, 0, 0, NULL);
     for (i = 0; i < p->vif_count; i++)
         if (remus_nft_fence(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "cannot fence %s: %s", p->vifs[i].netdev, error);
-    if (p->run.daemon.fd >= 0)
-        ctl_say(p->run.daemon.fd, CTL_FENCE, 0, 0, NULL);
-    xc_domain_pause(p->run.h.xch, p->run.h.domid);
+    p->fenced = true;
 }
 
 static void send_heartbeat(struct remus_run *r)
@@ -829,6 +841,8 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
             ctl_say(r->daemon.fd, CTL_INPUT_GO, 0, 0, NULL);
         break;
     case RA_SEND_EPOCH:
+        if (a->epoch == 1 && r->p->committed)
+            r->p->committed(r->p->arg);
         if (p->rules_in && !p->lease)
             lease_begin(p);
         p->sent_us = remus_run_now_us();
@@ -1163,11 +1177,16 @@ int remus_primary_run(const struct remus_session_params *params,
 out:
     copy_close(p);
     remus_run_work_wait(r);
-    if (r->h.xch && r->xs && result->end != REMUS_END_FENCED)
+    if (r->h.xch && r->xs && !p->fenced)
         settle_guest(p);
-    rules_remove(p);
+    /* What is fenced stays so until somebody knows what became of its copy: the supervisor. */
+    if (p->fenced)
+        own_frames_end(p);
+    else
+        rules_remove(p);
+    lease_end(p);
     if (r->h.xch && r->xs)
-        remus_disks_give(r, result->end == REMUS_END_FENCED);
+        remus_disks_give(r, p->fenced ? REMUS_DISKS_LEFT : REMUS_DISKS_SERVED);
     if (p->sr)
         xc_sr_primary_close(p->sr, true);
     if (r->xs)

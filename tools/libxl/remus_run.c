@@ -148,8 +148,8 @@ static void publish(struct remus_run *r)
 }
 
 /*
- * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH" stops this process at that point, as a
- * host does whose power fails there (which the test then lets happen).
+ * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH", or "STATE" for any, stops this process
+ * at that point, as a host does whose power fails there (which the test then lets happen).
  */
 static void test_point(struct remus_run *r)
 {
@@ -160,7 +160,7 @@ static void test_point(struct remus_run *r)
         return;
     snprintf(here, sizeof(here), "%s %lu", remus_state_name(r->core.state),
              (unsigned long)r->core.epoch);
-    if (!strcmp(here, where)) {
+    if (!strcmp(here, where) || !strcmp(remus_state_name(r->core.state), where)) {
         unsetenv("REMUS_TEST_STOP_AT");
         raise(SIGSTOP);
     }
@@ -1030,6 +1030,7 @@ void remus_run_take_requests(struct remus_run *r)
     char path[80];
 
     snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/request", r->h.domid);
+    xs_rm(r->xs, XBT_NULL, path); /* of a session before */
     if (!xs_watch(r->xs, path, REQUEST_TOKEN))
         remus_run_log(r, XC_SR_WARN, "requests in xenstore are not heard: %s", strerror(errno));
 }

@@ -74,7 +74,8 @@ struct remus_disks {
     uint64_t epoch;                 /* disk epoch: primary: that runs; secondary: that is here */
     bool synced;                    /* primary: both hosts' disks are equal; secondary: after a
                                        takeover, everything is on the disks */
-    bool settled;                   /* secondary: and they were given to blkback, or tried */
+    bool settled;                   /* secondary: and blkback has them */
+    uint64_t settle_us;             /* not tried again before */
 };
 
 /* Work in a thread of its own, one piece at a time: the loop has heartbeats to send meanwhile. */

@@ -23,11 +23,13 @@
 #include <linux/sockios.h>
 
 #include "tools/libxl/remus_disks.h"
+#include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_vif.h"
 
 #define RESUME_PATH_US      60000000u /* the copy's first run, until it has suspended again */
 #define CONTROL_MS          5000
 #define GIVE_MS             10000u
+#define GIVE_AGAIN_US       5000000u
 #define SETTLE_MIN_US       3000000u /* colo-shadowd has told since what it has to do */
 #define QUIESCE_TRIES       50u
 #define QUIESCE_US          500u
@@ -66,7 +68,10 @@ struct secondary {
     bool running;                   /* the copy executes; else it is paused, once it was applied */
     bool attached;                  /* its backends are at its rings */
     uint64_t active_us;
-    bool vifs_given, settled;       /* after a takeover: the kernel's backends serve the guest */
+    /* after a takeover: the kernel's backends serve the guest; what failed is tried again then */
+    bool vif_given[REMUS_VIFS_MAX], vifs_given, settled;
+    uint64_t give_us;
+    int lock_fd;                    /* of the copy's domain */
 
     /* the epoch that is being applied */
     uint64_t applying, apply_began_us, detached_us;
@@ -257,9 +262,15 @@ static void begin_first_run(struct secondary *s, uint32_t domid)
 {
     struct remus_run *r = &s->run;
     char text[32];
+    pid_t holder;
     int rc;
 
     r->h.domid = r->status.domid = domid;
+    /* Nobody else shall begin a session on the copy, or take it for one that nobody keeps. */
+    rc = remus_session_lock(domid, &s->lock_fd, &holder);
+    if (rc)
+        remus_run_log(r, XC_SR_WARN, "the lock of domain %u is held by process %d: %s", domid,
+                      (int)holder, strerror(-rc));
     snprintf(text, sizeof(text), "%d", (int)getpid());
     remus_guest_publish(r->xs, domid, "pid", text);
     remus_guest_publish(r->xs, domid, "role", "secondary");
@@ -437,7 +448,7 @@ static int attach(struct secondary *s, uint64_t running_epoch)
     unsigned int i;
     int rc;
 
-    if (!s->vif_count)
+    if (!s->vif_count || r->daemon.fd < 0)
         return 0;
     for (i = 0; i < s->vif_count; i++)
         list[i] = s->vifs[i].attach;
@@ -518,7 +529,7 @@ static int run_copy(struct secondary *s, const char **step)
         rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
     }
     s->running = !rc;
-    if (!rc && s->vif_count)
+    if (!rc && s->vif_count && r->daemon.fd >= 0)
         rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
     if (!rc)
         rc = remus_disks_run(r);
@@ -639,6 +650,37 @@ static int bridge_tap(struct secondary *s, unsigned int i)
     return remus_vif_bridge(name, s->vifs[i].bridge);
 }
 
+/*
+ * When no connection needs its numbers changed any more, the kernel's backend takes the guest's
+ * interfaces, and colo-shadowd is done.  One that died had left the guest without network: then at
+ * once.
+ */
+static void give_vifs(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    unsigned int i;
+    int rc = 0;
+
+    s->give_us = remus_run_now_us() + GIVE_AGAIN_US;
+    if (r->daemon.fd >= 0)
+        rc = detach(s, r->core.epoch);
+    if (rc)
+        remus_run_log(r, XC_SR_WARN, "colo-shadowd does not let go of the guest's rings: %s",
+                      strerror(-rc));
+    remus_run_daemon_stop(&r->daemon);
+    s->vifs_given = true;
+    for (i = 0; i < s->vif_count; i++) {
+        if (s->vif_given[i])
+            continue;
+        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], GIVE_MS);
+        s->vif_given[i] = !rc;
+        s->vifs_given = s->vifs_given && !rc;
+        if (rc)
+            remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
+                          s->vifs[i].netdev, strerror(-rc));
+    }
+}
+
 static void take_over(struct secondary *s)
 {
     struct remus_run *r = &s->run;
@@ -648,6 +690,8 @@ static void take_over(struct secondary *s)
     unsigned int i;
     int rc = 0;
 
+    if (r->p->committed)
+        r->p->committed(r->p->arg);
     if (!s->running) {
         rc = run_copy(s, &step);
         if (rc) {
@@ -662,9 +706,17 @@ static void take_over(struct secondary *s)
                        "over: %s", strerror(-rc));
         return;
     }
-    for (i = 0; !rc && i < s->vif_count; i++)
+    if (s->vif_count && r->daemon.fd < 0 && !s->vifs_given && remus_run_now_us() >= s->give_us) {
+        remus_run_log(r, XC_SR_ERROR, "colo-shadowd is gone: the kernel's backend takes the "
+                      "guest's interfaces, connections that are new since the last checkpoint "
+                      "break");
+        give_vifs(s);
+    }
+    if (s->vif_count && r->daemon.fd < 0 && !s->vifs_given)
+        rc = -EAGAIN;
+    for (i = 0; !rc && !s->vifs_given && i < s->vif_count; i++)
         rc = bridge_tap(s, i);
-    if (!rc && s->vif_count) {
+    if (!rc && s->vif_count && !s->vifs_given) {
         rc = ctl_send_wait(r->daemon.fd, &msg, NULL, NULL, s->taps, s->vif_count, CONTROL_MS);
         if (!rc)
             rc = remus_run_daemon_wait(&r->daemon, CTL_ACTIVE, CONTROL_MS);
@@ -686,32 +738,6 @@ static void take_over(struct secondary *s)
     remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
 }
 
-/*
- * When no connection needs its numbers changed any more, the kernel's backend takes the guest's
- * interfaces, and colo-shadowd is done.  One that died had left the guest without network: then at
- * once.
- */
-static void give_vifs(struct secondary *s)
-{
-    struct remus_run *r = &s->run;
-    unsigned int i;
-    int rc = 0;
-
-    s->vifs_given = true;
-    if (r->daemon.fd >= 0)
-        rc = detach(s, r->core.epoch);
-    if (rc)
-        remus_run_log(r, XC_SR_WARN, "colo-shadowd does not let go of the guest's rings: %s",
-                      strerror(-rc));
-    remus_run_daemon_stop(&r->daemon);
-    for (i = 0; i < s->vif_count; i++) {
-        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], GIVE_MS);
-        if (rc)
-            remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
-                          s->vifs[i].netdev, strerror(-rc));
-    }
-}
-
 /* A guest like any other again: it can be protected, from here. */
 static void settle(struct secondary *s)
 {
@@ -719,7 +745,7 @@ static void settle(struct secondary *s)
 
     if (s->settled)
         return;
-    if (!s->vifs_given && (!s->vif_count || r->daemon.fd < 0 ||
+    if (!s->vifs_given && remus_run_now_us() >= s->give_us && (!s->vif_count || r->daemon.fd < 0 ||
                            (remus_run_now_us() - s->active_us > SETTLE_MIN_US &&
                             !r->status.net.flows)))
         give_vifs(s);
@@ -731,6 +757,9 @@ static void settle(struct secondary *s)
                   s->guest_name);
     remus_guest_unpublish(r->xs, r->h.domid);
     remus_run_hide(r);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    s->lock_fd = -1;
     if (r->p->settled)
         r->p->settled(r->p->arg, r->h.domid);
 }
@@ -1123,6 +1152,7 @@ int remus_secondary_run(const struct remus_session_params *params,
         return -ENOMEM;
     for (i = 0; i < REMUS_VIFS_MAX; i++)
         s->taps[i] = -1;
+    s->lock_fd = -1;
     rc = remus_run_init(&s->run, params, &secondary_ops, result, s);
     if (!rc)
         rc = remus_run_loop(&s->run);
@@ -1135,6 +1165,8 @@ int remus_secondary_run(const struct remus_session_params *params,
         if (s->taps[i] >= 0)
             close(s->taps[i]);
     xc_sr_epoch_free(&s->epoch);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
     free(s->frontends);
     free(s->config);
     free(s);

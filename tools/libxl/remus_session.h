@@ -76,6 +76,9 @@ struct remus_session_params {
     void (*status)(void *arg, const struct remus_status *status);
     /* Polled by the loop; set from a signal handler: 1 orderly stop. */
     volatile int *stop_request;
+    /* Before the first step that cannot be taken back; may be NULL.  Primary: a byte of epoch 1 is
+     * sent, so there may be a copy that can take over.  Secondary: output is opened. */
+    void (*committed)(void *arg);
     /* Secondary: called when it took over and is about to serve the guest for good (detach from the
      * terminal and ssh); may be NULL. */
     void (*active)(void *arg, uint32_t domid);

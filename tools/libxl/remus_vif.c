@@ -52,6 +52,12 @@ int remus_vif_bridge(const char *device, const char *bridge)
     if (fd < 0)
         return -errno;
     if (bridge[0]) {
+        /* A port with less than the others would take theirs down, or lose their frames. */
+        snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", bridge);
+        if (!ioctl(fd, SIOCGIFMTU, &request)) {
+            snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", device);
+            (void)ioctl(fd, SIOCSIFMTU, &request);
+        }
         snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", bridge);
         request.ifr_ifindex = (int)index;
         if (ioctl(fd, SIOCBRADDIF, &request) && errno != EBUSY)

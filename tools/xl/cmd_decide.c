@@ -18,50 +18,54 @@ static const char usage[] =
     "Of the two hosts only one may be told to go on: make sure that the other one is off, or\n"
     "tell it to stop first.\n";
 
-/* The session that waits for a decision about this guest; NULL: none.  Freed by the caller. */
-static char *waiting_session(struct xs_handle *xs, const char *domain)
+/*
+ * Tells every session that waits for a decision about this guest: one that died may have left its
+ * node.  How many there were; -1: one could not be told.
+ */
+static int tell_sessions(struct xs_handle *xs, const char *domain, const char *decision)
 {
     unsigned int count = 0, i;
-    char **sessions = xs_directory(xs, XBT_NULL, REMUS_XS_SESSIONS, &count), *found = NULL;
+    char **sessions = xs_directory(xs, XBT_NULL, REMUS_XS_SESSIONS, &count);
+    int told = 0;
 
-    for (i = 0; sessions && i < count && !found; i++) {
+    for (i = 0; sessions && i < count && told >= 0; i++) {
         char path[128], *name;
 
         snprintf(path, sizeof(path), REMUS_XS_SESSIONS "/%.64s/domain", sessions[i]);
         name = xs_read(xs, XBT_NULL, path, NULL);
-        if (name && !strcmp(name, domain))
-            found = strdup(sessions[i]);
+        if (name && !strcmp(name, domain)) {
+            snprintf(path, sizeof(path), REMUS_XS_SESSIONS "/%.64s/decision", sessions[i]);
+            told = xs_write(xs, XBT_NULL, path, decision, (unsigned int)strlen(decision))
+                   ? told + 1 : -1;
+        }
         free(name);
     }
     free(sessions);
-    return found;
+    return told;
 }
 
 static int decide(const char *domain, const char *decision)
 {
     struct xs_handle *xs = xs_open(0);
-    char path[128], *session = NULL;
-    int code = XL_REFUSED;
+    int code = XL_REFUSED, told;
 
     if (!xs) {
         fprintf(stderr, "xl remus-decide: xenstore does not open: %s\n", strerror(errno));
         return code;
     }
-    session = waiting_session(xs, domain);
-    if (!session) {
+    told = tell_sessions(xs, domain, decision);
+    if (!told) {
         fprintf(stderr, "xl remus-decide: nobody waits for a decision about %s on this host (see: "
                         "xl remus-status)\n", domain);
         goto out;
     }
-    snprintf(path, sizeof(path), REMUS_XS_SESSIONS "/%.64s/decision", session);
-    if (!xs_write(xs, XBT_NULL, path, decision, (unsigned int)strlen(decision))) {
-        fprintf(stderr, "xl remus-decide: %s cannot be written: %s\n", path, strerror(errno));
+    if (told < 0) {
+        fprintf(stderr, "xl remus-decide: xenstore cannot be written: %s\n", strerror(errno));
         goto out;
     }
     printf("%s: told to %s\n", domain, strcmp(decision, "stop") ? "go on here" : "stop here");
     code = XL_ENDED;
 out:
-    free(session);
     xs_close(xs);
     return code;
 }

@@ -77,11 +77,11 @@ struct receiver {
 
     struct worker worker;
     bool have_result, active, settled;
+    bool taking_over;               /* its output may be open: this copy must not be removed */
     int rc;
     struct remus_session_result result;
     struct remus_status last;
     uint64_t recorded_ms;
-    int lock_fd;
 };
 
 static const char usage[] =
@@ -499,7 +499,6 @@ static void take_status(struct receiver *r, struct remus_status *status)
 {
     uint64_t now = remus_now_ms();
     struct remus_object *o;
-    pid_t holder;
 
     if (!status->domain[0])
         snprintf(status->domain, sizeof(status->domain), "%s", r->guest.name);
@@ -507,10 +506,6 @@ static void take_status(struct receiver *r, struct remus_status *status)
         snprintf(status->peer, sizeof(status->peer), "%s", r->peer);
     if (!status->mode[0])
         snprintf(status->mode, sizeof(status->mode), "%s", r->mode);
-    /* Nobody else shall begin a session on the copy. */
-    if (status->domid && r->lock_fd < 0 &&
-        remus_session_lock(status->domid, &r->lock_fd, &holder))
-        r->lock_fd = -1;
     if (now - r->recorded_ms >= RECORD_MS || status->state != r->last.state) {
         r->recorded_ms = now;
         record_write(status);
@@ -567,9 +562,6 @@ static void became_settled(struct receiver *r, uint32_t domid)
     r->settled = true;
     record_remove(domid);
     record_forget_session(r->session_text);
-    if (r->lock_fd >= 0)
-        close(r->lock_fd);
-    r->lock_fd = -1;
     record_log(r, "the guest is served by this host's kernel");
     if (r->again[0])
         protect_again(r);
@@ -593,6 +585,9 @@ static bool read_worker(struct receiver *r)
             break;
         case WORKER_STATUS:
             take_status(r, &m.status);
+            break;
+        case WORKER_COMMITTED:
+            r->taking_over = true;
             break;
         case WORKER_ACTIVE:
             became_active(r, m.domid);
@@ -673,7 +668,8 @@ static void remove_copy(struct receiver *r)
         return;
     }
     if (!remus_facts_find(r->facts, name, &domid))
-        (void)rescue_destroy(domid, name, tell_rescue, r);
+        (void)rescue_destroy(&(struct rescue_guest){ .domid = domid, .name = name }, tell_rescue,
+                             r);
     remus_facts_close(r->facts);
     r->facts = NULL;
 }
@@ -689,9 +685,15 @@ static int conclude(struct receiver *r)
         snprintf(text, sizeof(text), "the worker on %s died (status %d, see %s there)",
                  r->here.name, status, r->log_path);
         reason = text;
-        /* In the middle of a takeover the guest may be open to the network already. */
-        if (!r->active && r->last.state != RS_TAKEOVER && r->last.state != RS_ACTIVE)
+        /* In the middle of a takeover the guest may be open to the network already, and is the only
+         * one that may run: the arbiter has said so, or the primary. */
+        if (!r->active && r->taking_over) {
+            record_log(r, "it died while it took over: the guest runs here, perhaps without "
+                       "network or under the name of a copy");
+            became_active(r, r->last.domid);
+        } else if (!r->active) {
             remove_copy(r);
+        }
     } else if (r->rc) {
         snprintf(text, sizeof(text), "the copy on %s could not begin: %s%s%s", r->here.name,
                  strerror(-r->rc), reason[0] ? ": " : "", r->result.reason);
@@ -706,14 +708,10 @@ static int conclude(struct receiver *r)
     record_log(r, reason);
     if (r->last.domid && !r->settled)
         record_remove(r->last.domid);
-    /* A copy that died in the middle of a takeover: neither word would be true. */
-    if (r->active || r->have_result ||
-        (r->last.state != RS_TAKEOVER && r->last.state != RS_ACTIVE)) {
-        o = remus_object_new("end");
-        remus_object_string(o, "end", name);
-        remus_object_string(o, "reason", reason);
-        send_object(r, o, false);
-    }
+    o = remus_object_new("end");
+    remus_object_string(o, "end", name);
+    remus_object_string(o, "reason", reason);
+    send_object(r, o, false);
     leave_ssh(r);
     return code;
 }
@@ -834,7 +832,8 @@ int cmd_remus_receive(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
-    r.log_fd = r.lock_fd = -1;
+    signal(SIGCHLD, SIG_DFL);
+    r.log_fd = -1;
     memset(r.fds, -1, sizeof(r.fds));
     r.store = store;
     r.worker.fd = -1;

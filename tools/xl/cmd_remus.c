@@ -537,8 +537,6 @@ static void take_status(struct supervisor *s, struct remus_status *status)
         snprintf(status->peer, sizeof(status->peer), "%.255s", s->o.host);
     if (!status->mode[0])
         snprintf(status->mode, sizeof(status->mode), "%s", s->o.mode);
-    if (status->protected_now)
-        s->was_protected = true;
     if (now - s->recorded_ms >= RECORD_MS || status->state != s->last.state) {
         s->recorded_ms = now;
         record_write(status);
@@ -562,6 +560,9 @@ static bool read_worker(struct supervisor *s)
         case WORKER_STATUS:
             take_status(s, &m.status);
             break;
+        case WORKER_COMMITTED:
+            s->was_protected = true;
+            break;
         case WORKER_ACTIVE:
         case WORKER_SETTLED:
             break;
@@ -569,8 +570,6 @@ static bool read_worker(struct supervisor *s)
             s->have_result = true;
             s->rc = m.rc;
             s->result = m.result;
-            if (s->result.last.protected_now || s->result.last.checkpoints)
-                s->was_protected = true;
             break;
         case WORKER_ENDED:
             return false;
@@ -620,16 +619,16 @@ static void await_fate(struct supervisor *s, unsigned int timeout_ms)
         struct pollfd p[2];
         uint64_t now = remus_now_ms();
 
-        if (now >= deadline)
-            return;
         p[0] = (struct pollfd){.fd = remus_talk_in(s->talk), .events = POLLIN};
         p[1] = (struct pollfd){.fd = remus_talk_out(s->talk), .events = POLLOUT};
-        if (poll(p, 2, (int)(deadline - now)) < 0 && errno != EINTR)
+        if (poll(p, 2, now < deadline ? (int)(deadline - now) : 0) < 0 && errno != EINTR)
             return;
         if (p[1].revents)
             (void)remus_talk_flush(s->talk);
         if (p[0].revents)
             read_receiver(s, remus_talk_fill(s->talk));
+        if (now >= deadline) /* looked at, all the same */
+            return;
     }
 }
 
@@ -710,15 +709,23 @@ static int end(struct supervisor *s, int code, const char *name, const char *for
     return code;
 }
 
+static struct rescue_guest guest_of(const struct supervisor *s)
+{
+    return (struct rescue_guest){
+        .domid = s->guest.domid, .name = s->guest.name, .uuid = s->guest.uuid,
+    };
+}
+
 /* The copy on HOST is the guest: this one must not be. */
 static int yield_guest(struct supervisor *s)
 {
+    const struct rescue_guest guest = guest_of(s);
     const char *name = s->guest.name;
 
     /* Killed first: colo-proxyd ends with it and the guest's output is dropped from then on. */
     worker_kill(&s->worker);
     worker_reap(&s->worker);
-    if (rescue_destroy(s->guest.domid, name, say_rescue, s))
+    if (rescue_destroy(&guest, say_rescue, s))
         return end(s, XL_FENCED, "fenced",
                    "%s runs on %s now; the one here is fenced but not gone; run: xl destroy %s",
                    name, s->o.host, name);
@@ -771,28 +778,36 @@ static void ask_arbiter(struct supervisor *s)
 /* The guest here is fenced, or will be: what becomes of it is what became of its copy. */
 static int end_by_fate(struct supervisor *s)
 {
+    const struct rescue_guest guest = guest_of(s);
     const char *name = s->guest.name;
+    /* The copy was told to take over without asking: to ask now might let both go on. */
+    bool handed_over = s->have_result && s->result.end == REMUS_END_HANDED_OVER;
+    bool stopped = handed_over || (s->have_result && s->result.end == REMUS_END_FENCED);
     int rc;
 
     await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + END_MS);
-    if (s->fate == FATE_UNKNOWN && s->was_protected && !remus_arbiter_is_none(s->o.arbiter))
+    if (s->fate == FATE_UNKNOWN && s->was_protected && !handed_over &&
+        !remus_arbiter_is_none(s->o.arbiter))
         ask_arbiter(s);
     if (s->fate == FATE_ACTIVE)
         return yield_guest(s);
     /* A copy that never held a whole checkpoint cannot have taken over. */
     if (s->fate == FATE_GONE || !s->was_protected) {
-        rc = rescue_resume(s->guest.domid, name, true, say_rescue, s);
+        rc = rescue_resume(&guest, true, say_rescue, s);
         return end(s, rc == -ESRCH ? XL_GUEST_ENDED : XL_UNPROTECTED,
                    rc == -ESRCH ? "guest-ended" : "failed", "%s %s", name,
                    rc == -ESRCH ? "has ended"
                    : rc         ? "is not protected; what could not be repaired is said above"
                                 : "runs unprotected");
     }
-    (void)rescue_resume(s->guest.domid, name, false, say_rescue, s);
+    if (!stopped)
+        (void)rescue_resume(&guest, false, say_rescue, s);
     return end(s, XL_UNDECIDED, "undecided",
-               "%s runs, but cut off from its network, because %s does not answer and may have "
-               "taken over. If it has: xl destroy %s. If it is off, or has no %s: xl remus "
-               "--release %s", name, s->o.host, name, name, name);
+               "%s %s, because %s does not answer and may have taken over. If it has: xl destroy "
+               "%s. If it is off, or has no %s: xl remus --release %s", name,
+               stopped ? "is paused and cut off from its network"
+                       : "runs, but cut off from its network",
+               s->o.host, name, name, name);
 }
 
 static int worker_died(struct supervisor *s, int status)
@@ -813,6 +828,7 @@ static int worker_died(struct supervisor *s, int status)
 
 static int conclude(struct supervisor *s)
 {
+    const struct rescue_guest guest = guest_of(s);
     const char *name = s->guest.name;
     int status;
 
@@ -822,14 +838,14 @@ static int conclude(struct supervisor *s)
     if (!s->have_result)
         return worker_died(s, status);
     if (s->rc) {
-        (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
+        (void)rescue_check(&guest, true, say_rescue, s);
         return end(s, XL_UNPROTECTED, "failed", "protection of %s could not begin: %s%s%s; it runs "
                    "unprotected", name, strerror(-s->rc), s->result.reason[0] ? ": " : "",
                    s->result.reason);
     }
     switch (s->result.end) {
     case REMUS_END_STOPPED:
-        (void)rescue_check(s->guest.domid, name, false, say_rescue, s);
+        (void)rescue_check(&guest, false, say_rescue, s);
         await_fate(s, END_MS);
         return end(s, XL_ENDED, "stopped", "%s runs unprotected, its copy is gone (%s)", name,
                    s->result.reason);
@@ -837,6 +853,7 @@ static int conclude(struct supervisor *s)
         await_fate(s, END_MS);
         return end(s, XL_GUEST_ENDED, "guest-ended", "%s ended by itself (%s); no takeover", name,
                    s->result.reason);
+    case REMUS_END_HANDED_OVER:
     case REMUS_END_FENCED:
         say(s, XC_SR_ERROR, "%s was stopped here: %s", name, s->result.reason);
         return end_by_fate(s);
@@ -844,7 +861,7 @@ static int conclude(struct supervisor *s)
         /* ssh may get through where the data does not: never two of the same guest. */
         say(s, XC_SR_WARN, "%s is lost (%s); %s runs on unprotected", s->o.host, s->result.reason,
             name);
-        (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
+        (void)rescue_check(&guest, true, say_rescue, s);
         await_fate(s, (s->o.timeout_ms ? s->o.timeout_ms : 3000) + 2000);
         if (s->fate == FATE_ACTIVE)
             return yield_guest(s);
@@ -853,7 +870,7 @@ static int conclude(struct supervisor *s)
     case REMUS_END_FAILED:
         break;
     }
-    (void)rescue_check(s->guest.domid, name, true, say_rescue, s);
+    (void)rescue_check(&guest, true, say_rescue, s);
     /* A copy that never held a whole checkpoint cannot have taken over: for tidiness only. */
     await_fate(s, s->was_protected ? END_MS : END_COPY_MS);
     if (s->fate == FATE_ACTIVE)
@@ -867,6 +884,7 @@ static int conclude(struct supervisor *s)
 static int release(struct supervisor *s)
 {
     struct remus_facts_ctx *facts = NULL;
+    struct rescue_guest guest;
     uint32_t domid;
     pid_t holder;
     int rc;
@@ -879,11 +897,12 @@ static int release(struct supervisor *s)
     remus_facts_close(facts);
     if (rc || !domid)
         return give_up(s, XL_REFUSED, "there is no guest %s here", s->o.domain);
+    guest = guest_of(s);
     rc = remus_session_lock(domid, &s->lock_fd, &holder);
     if (rc)
         return give_up(s, XL_REFUSED, "%s is protected by a session that lives (process %d)",
                        s->guest.name, (int)holder);
-    rc = rescue_resume(domid, s->guest.name, true, say_rescue, s);
+    rc = rescue_resume(&guest, true, say_rescue, s);
     record_remove(domid);
     if (rc)
         return end(s, XL_UNPROTECTED, "failed", "not all could be repaired; see above");
@@ -919,6 +938,7 @@ static int open_receiver(struct supervisor *s)
 
 static int run(struct supervisor *s)
 {
+    struct rescue_guest guest;
     int code;
 
     uuid_generate(s->session);
@@ -943,8 +963,10 @@ static int run(struct supervisor *s)
     if (code)
         return code;
     supervise(s, s->signal_fd);
+    guest = guest_of(s);
     code = conclude(s);
-    if (code != XL_UNDECIDED)
+    if (code != XL_UNDECIDED && (code == XL_FENCED || rescue_is_there(&guest) ||
+                                 code == XL_GUEST_ENDED))
         record_remove(s->guest.domid);
     record_forget_session(s->session_text);
     close(s->signal_fd);
@@ -993,6 +1015,7 @@ int cmd_remus(int argc, char **argv)
         return XL_ENDED;
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL);
     display_init(&s.d, stdout, stderr, s.o.json, s.o.quiet, s.o.verbose);
     code = s.o.release                           ? release(&s)
            : s.o.reprotect || s.o.keep_trying ? keep(attempt, again, &s)

@@ -327,7 +327,8 @@ static bool clean_record(struct xs_handle *xs, uint32_t domid, FILE *out)
         record_remove(domid);
         say(out, "removed the record of domain %u, which is gone", domid);
     } else if (length > suffix && !strcmp(name + length - suffix, REMUS_INCOMING_SUFFIX)) {
-        stays = rescue_destroy(domid, name, tell, out) != 0;
+        stays = rescue_destroy(&(struct rescue_guest){ .domid = domid, .name = name }, tell,
+                               out) != 0;
         if (!stays) {
             record_remove(domid);
             say(out, "destroyed %s, a copy that nobody keeps", name);

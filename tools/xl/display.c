@@ -86,6 +86,8 @@ const char *display_end_name(enum remus_end end)
         return "alone";
     case REMUS_END_ACTIVE:
         return "active";
+    case REMUS_END_HANDED_OVER:
+        return "handed-over";
     case REMUS_END_FENCED:
         return "fenced";
     case REMUS_END_FAILED:

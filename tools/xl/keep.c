@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_message.h"
 #include "tools/xl/commands.h"
 
 /* Waits for a signal of the set; 0: time is up (seconds 0: waits for ever). */
@@ -72,14 +73,14 @@ int keep(int (*attempt)(void *arg), keep_again again, void *arg)
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_BLOCK, &set, &before);
     for (;; first = false) {
-        time_t until;
+        uint64_t until;
         int number;
 
         code = run_attempt(attempt, arg, &set, &before, &stop);
         if (stop || !again(arg, code, first))
             return code;
-        for (until = time(NULL) + KEEP_PAUSE_S; !stop && time(NULL) < until;) {
-            number = next_signal(&set, (unsigned int)(until - time(NULL)));
+        for (until = remus_now_ms() + KEEP_PAUSE_S * 1000u; !stop && remus_now_ms() < until;) {
+            number = next_signal(&set, 1);
             stop = number && number != SIGCHLD && number != SIGHUP;
         }
         if (stop)

@@ -456,7 +456,8 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             rc = parse_ms(optarg, "--heartbeat", 10, &o->heartbeat_ms, error);
             break;
         case OPT_TIMEOUT:
-            rc = parse_ms(optarg, "--timeout", 30, &o->timeout_ms, error);
+            /* The lease on output is renewed ten times a second. */
+            rc = parse_ms(optarg, "--timeout", 500, &o->timeout_ms, error);
             break;
         case OPT_SYNC_RATE:
             rc = parse_number(optarg, "--sync-rate", "MiB a second", 1, 1000000, &o->sync_kib,

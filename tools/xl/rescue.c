@@ -9,9 +9,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include <libxl.h>
+#include <uuid/uuid.h>
 #include <xenctrl.h>
 #include <xenstore.h>
 
@@ -48,14 +50,39 @@ static void note(struct rescue *r, int rc, const char *format, ...)
         r->rc = rc;
 }
 
-static int rescue_open(struct rescue *r, uint32_t domid)
+static bool is_there(xc_interface *xch, const struct rescue_guest *guest)
 {
-    r->h.domid = domid;
+    char uuid[UUID_STR_LEN];
+    xc_dominfo_t info;
+
+    if (xc_domain_getinfo(xch, guest->domid, 1, &info) != 1 || info.domid != guest->domid)
+        return false;
+    uuid_unparse_lower(info.handle, uuid);
+    return !guest->uuid || !guest->uuid[0] || !strcasecmp(uuid, guest->uuid);
+}
+
+bool rescue_is_there(const struct rescue_guest *guest)
+{
+    xc_interface *xch = xc_interface_open(NULL, NULL, 0);
+    bool there = xch && is_there(xch, guest);
+
+    if (xch)
+        xc_interface_close(xch);
+    return there;
+}
+
+static int rescue_open(struct rescue *r, const struct rescue_guest *guest)
+{
+    r->h.domid = guest->domid;
     r->h.xch = xc_interface_open(NULL, NULL, 0);
     r->xs = xs_open(0);
     if (!r->h.xch || !r->xs) {
         note(r, -EIO, "Xen or xenstore does not open: %s", strerror(errno));
         return -EIO;
+    }
+    if (!is_there(r->h.xch, guest)) {
+        note(r, -ESRCH, "%s (domain %u) is gone", guest->name, guest->domid);
+        return -ESRCH;
     }
     return 0;
 }
@@ -208,12 +235,11 @@ static void give_disks(struct rescue *r)
     char error[REMUS_DISK_ERROR_BYTES] = "";
     int rc;
 
-    if (!disk_daemon(r->h.domid))
-        return;
     end_disk_daemon(r);
     rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
     for (i = 0; !rc && i < count; i++)
-        rc = remus_disk_give(r->h.xch, r->xs, &disks[i], RESCUE_DISKS_MS, error);
+        if (!remus_disk_served(&disks[i]))
+            rc = remus_disk_give(r->h.xch, r->xs, &disks[i], RESCUE_DISKS_MS, error);
     if (rc)
         note(r, rc, "the disks of %s could not be given back to the kernel's backend: %s", r->name,
              error);
@@ -228,11 +254,28 @@ static void wake_minder(struct rescue *r)
     remus_guest_xl_continue(pids, count);
 }
 
-int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say, void *arg)
+/* A coordinator that was killed may not have come to it, and another one may have removed it. */
+static int fence(struct rescue *r)
 {
-    struct rescue r = {.say = say, .arg = arg, .name = name};
+    struct remus_vif vifs[REMUS_VIFS_MAX];
+    unsigned int count = 0, i;
+    char error[200] = "";
+    int rc = remus_guest_vifs(r->xs, r->h.domid, vifs, &count);
 
-    if (rescue_open(&r, domid))
+    for (i = 0; !rc && i < count; i++)
+        rc = remus_nft_fence(vifs[i].netdev, error, sizeof(error));
+    if (rc)
+        note(r, rc, "%s stays as it is, since it could not be cut off from its network: %s",
+             r->name, error[0] ? error : strerror(-rc));
+    return rc;
+}
+
+int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say, void *arg)
+{
+    struct rescue r = {.say = say, .arg = arg, .name = guest->name};
+    uint32_t domid = guest->domid;
+
+    if (rescue_open(&r, guest) || (!unfence && fence(&r)))
         goto out;
     run_again(&r, true);
     if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
@@ -243,18 +286,18 @@ int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say
         remove_rules(&r);
         remove_named_rules(&r);
         remus_guest_unpublish(r.xs, domid);
+        wake_minder(&r);
     }
-    wake_minder(&r);
 out:
     rescue_close(&r);
     return r.rc;
 }
 
-int rescue_check(uint32_t domid, const char *name, bool wait, rescue_say say, void *arg)
+int rescue_check(const struct rescue_guest *guest, bool wait, rescue_say say, void *arg)
 {
-    struct rescue r = {.say = say, .arg = arg, .name = name};
+    struct rescue r = {.say = say, .arg = arg, .name = guest->name};
 
-    if (!rescue_open(&r, domid)) {
+    if (!rescue_open(&r, guest)) {
         run_again(&r, wait);
         remove_rules(&r);
         remove_named_rules(&r);
@@ -263,15 +306,20 @@ int rescue_check(uint32_t domid, const char *name, bool wait, rescue_say say, vo
     return r.rc;
 }
 
-int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg)
+int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg)
 {
-    struct rescue r = {.say = say, .arg = arg, .name = name};
+    struct rescue r = {.say = say, .arg = arg, .name = guest->name};
+    const char *name = guest->name;
+    uint32_t domid = guest->domid;
     xentoollog_logger *logger = NULL;
     libxl_ctx *ctx = NULL;
     int rc;
 
-    if (rescue_open(&r, domid))
+    if (rescue_open(&r, guest)) {
+        if (r.rc == -ESRCH)
+            r.rc = 0;       /* that is what was wanted */
         goto out;
+    }
     logger = (xentoollog_logger *)xtl_createlogger_stdiostream(stderr, XTL_ERROR, 0);
     if (!logger || libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, logger)) {
         note(&r, -EIO, "libxenlight does not open; run: xl destroy %s", name);

@@ -13,18 +13,28 @@
 
 typedef void (*rescue_say)(void *arg, const char *text);
 
+/* A domain's number is given again: what is done to one after a while has to be done to this. */
+struct rescue_guest {
+    uint32_t domid;
+    const char *name;
+    const char *uuid;       /* NULL: not known, looked up just now */
+};
+
+/* Whether that is still the domain of this number. */
+bool rescue_is_there(const struct rescue_guest *guest);
 /*
  * Lets the guest run.  unfence: its output may leave, too; the caller knows that no copy of it
- * runs elsewhere.  0: the guest runs; -ESRCH: it is gone; others: what could not be repaired was
- * said.
+ * runs elsewhere.  Else it is cut off first, and stays as it is if that fails; its minder is not
+ * woken, which would start it anew, without a fence, when it reboots.  0: the guest runs; -ESRCH:
+ * it is gone; others: what could not be repaired was said.
  */
-int rescue_resume(uint32_t domid, const char *name, bool unfence, rescue_say say, void *arg);
+int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say, void *arg);
 /*
  * After a coordinator that returned: makes sure that the guest is neither suspended nor paused, and
  * unfenced.  Says nothing when all is well.  wait: a suspend may still be on its way.
  */
-int rescue_check(uint32_t domid, const char *name, bool wait, rescue_say say, void *arg);
+int rescue_check(const struct rescue_guest *guest, bool wait, rescue_say say, void *arg);
 /* The copy elsewhere is the guest now: destroys the one here, without a word from it. */
-int rescue_destroy(uint32_t domid, const char *name, rescue_say say, void *arg);
+int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg);
 
 #endif /* XL_RESCUE_H */

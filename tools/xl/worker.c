@@ -74,6 +74,13 @@ static void on_status(void *arg, const struct remus_status *status)
     tell(arg, &m, offsetof(struct worker_message, status) + sizeof(m.status), true);
 }
 
+static void on_committed(void *arg)
+{
+    struct worker_message m = {.type = WORKER_COMMITTED};
+
+    tell(arg, &m, offsetof(struct worker_message, text), false);
+}
+
 static void on_active(void *arg, uint32_t domid)
 {
     struct worker_message m = {.type = WORKER_ACTIVE, .domid = domid};
@@ -138,6 +145,7 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     p.arg = &outlet;
     p.log = on_log;
     p.status = on_status;
+    p.committed = on_committed;
     p.active = on_active;
     p.settled = on_settled;
     p.stop_request = &stop_wanted;

@@ -22,6 +22,7 @@ enum worker_news {
     WORKER_NOTHING,         /* nothing more for now */
     WORKER_LOG,             /* .level, .text */
     WORKER_STATUS,          /* .status */
+    WORKER_COMMITTED,       /* see remus_session.h */
     WORKER_ACTIVE,          /* .domid: the secondary took over */
     WORKER_SETTLED,         /* .domid: and is no session any more */
     WORKER_RESULT,          /* .rc, .result: the coordinator returned */

@@ -155,6 +155,7 @@ struct remus_stop { uint32_t reason; uint32_t guest_reason; }; /* REMUS_STOP_*, 
 #define REMUS_STOP_GUEST         2u  /* the guest powered off, rebooted or crashed by itself */
 #define REMUS_STOP_REBUILD       3u  /* states can no longer be made equal (say why in the log) */
 #define REMUS_STOP_FAILED        4u  /* an error on the sender's side */
+#define REMUS_STOP_HANDOVER      5u  /* P->S: this guest is fenced for good: take over, unasked */
 
 /* ---- Packet channel frames --------------------------------------------------------------- */
 
