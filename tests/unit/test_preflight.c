@@ -232,6 +232,9 @@ SECONDARY(a_disk_that_is_missing_there,
 SECONDARY(a_disk_that_is_smaller_there,
           f.guest.disk_count = 1; strcpy(f.guest.disk[0].path, "/dev/vg/web1");
           f.guest.disk[0].sectors = 4097; f.meets.disk_sectors[0] = 4096, "4096 sectors", "4097")
+SECONDARY(a_disk_that_something_uses_there,
+          f.guest.disk_count = 1; strcpy(f.guest.disk[0].path, "/dev/vg/web1");
+          strcpy(f.meets.disk_user[0], "domain 7"), "/dev/vg/web1", "domain 7")
 SECONDARY(a_bridge_of_another_kind, f.meets.bridge_foreign[0] = true, "br0", "Linux kernel")
 SECONDARY(a_missing_tun, strcpy(f.host.missing_device, "/dev/net/tun");
           strcpy(f.host.missing_module, "tun"), "/dev/net/tun", "modprobe tun")
@@ -631,6 +634,7 @@ int main(void)
         T(a_disk_is_fine),
         T(a_disk_that_is_missing_there),
         T(a_disk_that_is_smaller_there),
+        T(a_disk_that_something_uses_there),
         T(a_writable_disk_with_d_alone),
         T(an_interface_of_another_backend),
         T(an_interface_that_is_not_connected),

@@ -197,7 +197,8 @@ static step_fn nothing, bug,
     p_guest_ended, p_guest_ended_late, p_arbitrated, p_again_later,
     p_unprotected, p_unprotect_failed, p_late_suspended, p_late_resumed,
     s_built, s_frame, s_complete, s_applied, s_apply_failed, s_lost, s_lost_applying,
-    s_lost_stopping, s_bad, s_unexpected, s_failed, s_daemon, s_daemon_applying, s_operator, s_stop,
+    s_lost_stopping, s_bad, s_unexpected, s_failed, s_daemon, s_daemon_applying,
+    s_daemon_arbitrating, s_operator, s_stop,
     s_error, s_guest_ended, s_arbitrated, s_active, s_again_later, s_destroyed, s_destroy_failed;
 
 /* What an event does where the state itself names nothing. */
@@ -388,7 +389,7 @@ static step_fn *const rows[REMUS_STATE_COUNT][EVENT_COUNT] = {
         [RE_FAILED] = s_again_later,
         [RE_LINK_LOST] = nothing,
         [RE_OPERATOR_STOP] = nothing,       /* this may be the only guest that is left */
-        [RE_DAEMON_LOST] = nothing,
+        [RE_DAEMON_LOST] = s_daemon_arbitrating,
     },
     [RS_TAKEOVER] = {
         [RE_ACTIVE] = s_active,
@@ -1509,7 +1510,18 @@ static void s_daemon(struct remus_core *c, const struct remus_event *e, struct r
 static void s_daemon_applying(struct remus_core *c, const struct remus_event *e,
                               struct remus_actions *out)
 {
-    if (!has(c, F_LOST)) { /* else this copy may be all there is; the executor gives it a daemon */
+    /* This copy may be all there is.  It needs no network to be applied. */
+    if (!has(c, F_LOST) || e->value) {
+        s_daemon(c, e, out);
+    }
+}
+
+/* Without its disks' daemon the copy has no disks: the primary's guest, if it lives, is the one. */
+static void s_daemon_arbitrating(struct remus_core *c, const struct remus_event *e,
+                                 struct remus_actions *out)
+{
+    if (e->value) {
+        c->reason[0] = '\0';
         s_daemon(c, e, out);
     }
 }

@@ -112,7 +112,8 @@ enum remus_event_type {
                              * -ESTALE of RA_STAGE: a new secondary is needed */
     RE_DAEMON_LOST,         /* colo-proxyd / colo-shadowd died; text.  The primary also reports a
                              * broken packet channel so; the secondary reports that not at all: the
-                             * primary will say STOP on the link, or is lost */
+                             * primary will say STOP on the link, or is lost.  value: 1: colo-blkd,
+                             * without which a copy that has not taken over is no use */
     RE_FRAME_ANY,           /* bytes came from the peer: it is alive.  If they were a heartbeat:
                              * value: echo_us, epoch: timeout_us; else 0.  A primary that is never
                              * given an echo counts the secondary as lost: it must know that it

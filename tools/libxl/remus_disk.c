@@ -22,6 +22,7 @@
 
 #define PATH_BYTES   256u
 #define POLL_US      1000u
+#define LOOPS_MAX    256
 #define NUDGE_AFTER_US 100000ull          /* without an answer: the guest runs for a moment */
 #define NUDGE_US     2000u
 #define DRIVER       "/sys/bus/xen-backend/drivers/vbd/"
@@ -278,6 +279,102 @@ int remus_disk_place_open(const struct remus_disk_place *place, uint64_t *sector
     }
     *sectors = bytes / BLKRING_SECTOR;
     return fd;
+}
+
+static bool is_file(const char *path, const struct stat *st)
+{
+    struct stat other;
+
+    return path[0] == '/' && !stat(path, &other) &&
+           (S_ISBLK(st->st_mode) ? S_ISBLK(other.st_mode) && other.st_rdev == st->st_rdev
+            : other.st_dev == st->st_dev && other.st_ino == st->st_ino);
+}
+
+/* The domain whose backend has it; 0: none. */
+static unsigned int domain_with(struct xs_handle *xs, const struct stat *st)
+{
+    static const char *const kinds[] = { "vbd", "qdisk" };
+    unsigned int k, i, j, domains = 0, devices, found = 0;
+    char path[96];
+
+    for (k = 0; !found && k < sizeof(kinds) / sizeof(kinds[0]); k++) {
+        char **domain, **device;
+
+        snprintf(path, sizeof(path), "/local/domain/0/backend/%s", kinds[k]);
+        domain = xs_directory(xs, XBT_NULL, path, &domains);
+        for (i = 0; domain && !found && i < domains; i++) {
+            snprintf(path, sizeof(path), "/local/domain/0/backend/%s/%.16s", kinds[k], domain[i]);
+            device = xs_directory(xs, XBT_NULL, path, &devices);
+            for (j = 0; device && !found && j < devices; j++) {
+                char *params, *name;
+
+                snprintf(path, sizeof(path), "/local/domain/0/backend/%s/%.16s/%.16s", kinds[k],
+                         domain[i], device[j]);
+                params = node(xs, path, "params");
+                /* qdisk's are FORMAT:PATH */
+                name = params ? strchr(params, '/') : NULL;
+                if (name && is_file(name, st)) {
+                    found = (unsigned int)strtoul(domain[i], NULL, 10);
+                }
+                free(params);
+            }
+            free(device);
+        }
+        free(domain);
+    }
+    return found;
+}
+
+/* A loop device over the file, N of loopN; -1: none. */
+static int loop_over(const struct stat *st)
+{
+    char path[64], file[PATH_BYTES];
+    int i, fd;
+
+    for (i = 0; i < LOOPS_MAX; i++) {
+        ssize_t n;
+
+        snprintf(path, sizeof(path), "/sys/block/loop%d/loop/backing_file", i);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) {
+            continue;
+        }
+        n = read(fd, file, sizeof(file) - 1);
+        close(fd);
+        file[n > 0 ? n : 0] = '\0';
+        file[strcspn(file, "\n")] = '\0';
+        if (is_file(file, st)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+void remus_disk_place_user(struct xs_handle *xs, const struct remus_disk_place *place, char *user,
+                           size_t room)
+{
+    unsigned int domid;
+    struct stat st;
+    int loop, fd;
+
+    user[0] = '\0';
+    if (place->read_only || stat(place->path, &st)) {
+        return;
+    }
+    domid = domain_with(xs, &st);
+    loop = S_ISREG(st.st_mode) ? loop_over(&st) : -1;
+    if (domid) {
+        snprintf(user, room, "domain %u", domid);
+    } else if (loop >= 0) {
+        snprintf(user, room, "/dev/loop%d", loop);
+    } else if (S_ISBLK(st.st_mode)) {
+        fd = open(place->path, O_RDWR | O_EXCL | O_CLOEXEC);
+        if (fd >= 0) {
+            close(fd);
+        } else if (errno == EBUSY) {
+            snprintf(user, room, "mounted, or part of another device");
+        }
+    }
 }
 
 int remus_disk_open(const struct remus_disk *d, char *error)

@@ -74,6 +74,13 @@ enum remus_disk_frontend { REMUS_DISK_NOT_YET, REMUS_DISK_WAITS, REMUS_DISK_CONN
 enum remus_disk_frontend remus_disk_frontend(struct xs_handle *xs, struct remus_disk *d);
 int remus_disk_connect(struct xs_handle *xs, const struct remus_disk *d);
 
+/*
+ * What uses a disk's place on this host, if it would be written to: a domain, a loop device, a
+ * mount or anything else that has claimed the block device.  "": nothing.
+ */
+void remus_disk_place_user(struct xs_handle *xs, const struct remus_disk_place *place, char *user,
+                           size_t room);
+
 /* Nobody is going to use the disks' backends again: libxl need not wait for their end. */
 void remus_disks_close(struct xs_handle *xs, uint32_t domid);
 

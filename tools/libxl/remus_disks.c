@@ -18,6 +18,7 @@
 #define TAKE_MS       5000u
 #define GIVE_MS       10000u
 #define SETTLE_AGAIN_US 5000000u
+#define GIVE_REST_MS  60000         /* of a guest that runs */
 #define END_MS        5000          /* of a copy that is not needed */
 #define MERGE_MS      600000        /* a copy that took over: its writes to the disks */
 #define WINDOW_MAX    (UINT64_C(512) << 20)
@@ -56,19 +57,29 @@ static void stop_daemon(struct remus_run *r)
         remus_run_daemon_stop(remus_disks_daemon(r));
 }
 
+static void close_file(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static void close_files(struct remus_disks *d)
+{
+    unsigned int i;
+
+    for (i = 0; i < REMUS_DISKS_MAX; i++)
+        close_file(&d->fd[i]);
+    close_file(&d->keep);
+    close_file(&d->store);
+}
+
 void remus_disks_dispose(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
-    unsigned int i;
 
     stop_daemon(r);
-    for (i = 0; i < REMUS_DISKS_MAX; i++)
-        if (d->fd[i] >= 0)
-            close(d->fd[i]);
-    if (d->keep >= 0)
-        close(d->keep);
-    if (d->store >= 0)
-        close(d->store);
+    close_files(d);
     if (d->xgt)
         xengnttab_close(d->xgt);
 }
@@ -260,6 +271,8 @@ static int take_all(struct remus_run *r)
     remus_run_log(r, XC_SR_ERROR, "%s", error);
     stop_daemon(r);
     for (i = 0; i < taken; i++) {
+        if (remus_disk_served(&d->disk[i]))
+            continue;           /* it was the one that could not be taken */
         back = remus_disk_give(r->h.xch, r->xs, &d->disk[i], GIVE_MS, error);
         if (back && back != -ENODEV && back != -EBUSY)
             remus_run_log(r, XC_SR_ERROR, "%s", error);
@@ -336,7 +349,7 @@ void remus_disks_revive(struct remus_run *r)
     const bool unmerged = r->p->role == REMUS_SECONDARY && !d->synced;
     int rc;
 
-    if (!d->taken || (r->p->role == REMUS_SECONDARY && r->core.state != RS_ACTIVE))
+    if (!d->taken || (r->p->role == REMUS_SECONDARY && !d->taken_over))
         return;
     /* Its control socket and process stay with the struct that had them. */
     rc = start_daemon(r, NULL);
@@ -374,10 +387,17 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
     if (fate != REMUS_DISKS_CLOSED) {
         rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
         if (!rc)
-            rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests, REST_MS);
+            rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests,
+                                           GIVE_REST_MS);
     }
-    if (rc)
-        failed(r, "brought to rest", rc);
+    /* Whoever binds to a ring whose requests are not all answered loses some. */
+    if (rc && remus_disks_fd(r) >= 0) {
+        failed(r, "brought to rest; colo-blkd goes on serving them, and ends after it was told to "
+               "by SIGTERM", rc);
+        ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
+        remus_run_daemon_leave(remus_disks_daemon(r));
+        return;
+    }
     stop_daemon(r);
     if (fate == REMUS_DISKS_CLOSED)
         remus_disks_close(r->xs, r->h.domid);
@@ -549,7 +569,7 @@ int remus_disks_commit(struct remus_run *r, uint64_t epoch)
     return r->disks.taken ? ask(r, &msg, NULL, NULL, CTL_BLK_COMMITTED) : 0;
 }
 
-int remus_disks_attach(struct remus_run *r, bool moved)
+static int attach_all(struct remus_run *r, bool moved)
 {
     struct ctl_disk info[REMUS_DISKS_MAX];
     struct remus_disks *d = &r->disks;
@@ -572,6 +592,12 @@ int remus_disks_attach(struct remus_run *r, bool moved)
     return rc ? rc : attach(r);
 }
 
+int remus_disks_attach(struct remus_run *r, bool moved)
+{
+    r->disks.resting = r->disks.rested = false;
+    return attach_all(r, moved);
+}
+
 int remus_disks_run(struct remus_run *r)
 {
     return r->disks.taken ? ctl_say(remus_disks_fd(r), CTL_GO, 0, 0, NULL) : 0;
@@ -580,8 +606,13 @@ int remus_disks_run(struct remus_run *r)
 int remus_disks_takeover(struct remus_run *r)
 {
     const struct ctl_msg msg = { .type = CTL_FAILOVER };
+    int rc = 0;
 
-    return r->disks.taken ? ask(r, &msg, NULL, NULL, CTL_ACTIVE) : 0;
+    if (r->disks.taken && !r->disks.taken_over) {
+        rc = ask(r, &msg, NULL, NULL, CTL_ACTIVE);
+        r->disks.taken_over = !rc;
+    }
+    return rc;
 }
 
 /* Where their rings are may have been told by the copy's frontends only, in parts. */
@@ -606,6 +637,8 @@ void remus_disks_settle(struct remus_run *r)
             d->settled = false;
         }
     }
+    if (d->settled)
+        close_files(d);
 }
 
 bool remus_disks_settled(const struct remus_run *r)

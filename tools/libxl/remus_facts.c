@@ -556,6 +556,7 @@ void remus_facts_meets(struct remus_facts_ctx *f, const struct remus_guest_facts
         out->disk_rc[i] = fd < 0 ? fd : 0;
         if (fd >= 0)
             close(fd);
+        remus_disk_place_user(f->xs, &g->disk[i], out->disk_user[i], sizeof(out->disk_user[i]));
     }
 }
 

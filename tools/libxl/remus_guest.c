@@ -289,9 +289,55 @@ static bool parse_frontend_path(const char *path, const char **kind, unsigned in
     return is_frontend_node(path);
 }
 
+/* Whether text has a path that begins so; whole: that is exactly so. */
+static bool is_named(const char *text, uint32_t bytes, const char *begin, bool whole)
+{
+    const size_t length = strlen(begin);
+    uint32_t at = 0;
+
+    while (at < bytes) {
+        const char *path = text + at, *end = memchr(path, 0, bytes - at);
+        const char *value = end ? end + 1 : text + bytes;
+
+        if (end && (whole ? !strcmp(path, begin) : !strncmp(path, begin, length)))
+            return true;
+        end = value < text + bytes ? memchr(value, 0, (size_t)(text + bytes - value)) : NULL;
+        at = end ? (uint32_t)(end + 1 - text) : bytes;
+    }
+    return false;
+}
+
+/*
+ * What the copy's frontend wrote in its own first run, and the primary's did not (a backend here
+ * may have offered more queues), would be taken for the primary's.
+ */
+static void remove_others(struct xs_handle *xs, uint32_t domid, const char *kind,
+                          unsigned int device, const char *text, uint32_t bytes)
+{
+    char base[PATH_BYTES], path[PATH_BYTES], full[PATH_BYTES];
+    unsigned int count = 0, i;
+    char **names;
+
+    snprintf(base, sizeof(base), "device/%s/%u", kind, device);
+    snprintf(full, sizeof(full), "/local/domain/%u/%.200s", domid, base);
+    names = xs_directory(xs, XBT_NULL, full, &count);
+    for (i = 0; names && i < count; i++) {
+        bool queue = !strncmp(names[i], "queue-", 6);
+
+        snprintf(path, sizeof(path), "%.100s/%.100s%s", base, names[i], queue ? "/" : "");
+        if ((!queue && !is_frontend_node(names[i])) || is_named(text, bytes, path, !queue))
+            continue;
+        snprintf(full, sizeof(full), "/local/domain/%u/%.100s/%.100s", domid, base, names[i]);
+        xs_rm(xs, XBT_NULL, full);
+    }
+    free(names);
+}
+
 int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char *text,
                                 uint32_t bytes)
 {
+    char cleaned[8] = "";
+    unsigned int cleaned_device = 0;
     uint32_t at = 0;
 
     while (at < bytes) {
@@ -308,6 +354,12 @@ int remus_guest_frontends_write(struct xs_handle *xs, uint32_t domid, const char
         if (!end || end - value > 64 || !parse_frontend_path(path, &kind, &device))
             return -EBADMSG;
         at += (uint32_t)(end - value) + 1;
+        /* A device's nodes stand together. */
+        if (strcmp(cleaned, kind) || cleaned_device != device) {
+            remove_others(xs, domid, kind, device, text, bytes);
+            snprintf(cleaned, sizeof(cleaned), "%s", kind);
+            cleaned_device = device;
+        }
 
         /* The backend's state first: the frontend's watch must find it connected. */
         snprintf(backend, sizeof(backend), "/local/domain/0/backend/%s/%u/%u/state", kind, domid,

@@ -268,6 +268,10 @@ void remus_preflight_secondary(struct remus_refusals *out, const struct remus_gu
                          "block device or a file of %llu MiB there", d->path, d->vdev, g->name,
                          strerror(-meets->disk_rc[i]),
                          (unsigned long long)(d->sectors + 2047) / 2048);
+        else if (meets->disk_user[i][0])
+            remus_refuse(out, "%s, which disk %u of %s is to be kept on, is in use here (%s): what "
+                         "it holds would be overwritten", d->path, d->vdev, g->name,
+                         meets->disk_user[i]);
         else if (meets->disk_sectors[i] < d->sectors)
             remus_refuse(out, "%s has %llu sectors, disk %u of %s has %llu: make it as large",
                          d->path, (unsigned long long)meets->disk_sectors[i], d->vdev, g->name,

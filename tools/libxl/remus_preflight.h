@@ -87,6 +87,7 @@ struct remus_meets_facts {
     bool bridge_foreign[REMUS_VIFS_MAX]; /* there, but no Linux bridge (openvswitch) */
     int disk_rc[REMUS_DISKS_MAX]; /* -errno: it does not open */
     uint64_t disk_sectors[REMUS_DISKS_MAX];
+    char disk_user[REMUS_DISKS_MAX][64]; /* what uses it here; "": nothing */
 };
 
 #define REMUS_CONFIG_FILE "/etc/xen/remus.conf" /* options of xl remus, one a line */

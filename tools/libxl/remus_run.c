@@ -621,7 +621,8 @@ static void daemon_lost(struct remus_daemon *d, const char *format, ...)
     va_end(args);
     if (d->run->ops->daemon_lost)
         d->run->ops->daemon_lost(d->run, d);
-    remus_run_post(d->run, RE_DAEMON_LOST, 0, 0, "%s %s%s", d->name, how, d->last_words);
+    remus_run_post(d->run, RE_DAEMON_LOST, 0, d != &d->run->daemon, "%s %s%s", d->name, how,
+                   d->last_words);
 }
 
 static void on_control(uv_poll_t *poll_handle, int status, int events)
@@ -769,13 +770,10 @@ static void await_daemon(struct remus_daemon *d, pid_t pid)
     close(end.fd);
 }
 
-void remus_run_daemon_stop(struct remus_daemon *d)
+void remus_run_daemon_leave(struct remus_daemon *d)
 {
-    pid_t pid = d->running ? uv_process_get_pid(&d->process) : 0;
-
     d->expected_to_end = true;
     if (d->fd >= 0) {
-        ctl_say(d->fd, CTL_QUIT, 0, 0, NULL);
         if (d->poll_open) {
             uv_poll_stop(&d->poll);
             uv_close((uv_handle_t *)&d->poll, NULL);
@@ -788,9 +786,18 @@ void remus_run_daemon_stop(struct remus_daemon *d)
         uv_close((uv_handle_t *)&d->process, NULL);
         d->process_open = false;
     }
+    d->running = false;
+}
+
+void remus_run_daemon_stop(struct remus_daemon *d)
+{
+    pid_t pid = d->running ? uv_process_get_pid(&d->process) : 0;
+
+    if (d->fd >= 0)
+        ctl_say(d->fd, CTL_QUIT, 0, 0, NULL);
+    remus_run_daemon_leave(d);
     if (pid > 0)
         await_daemon(d, pid);
-    d->running = false;
 }
 
 /* ---- Work that takes long ---- */

@@ -70,6 +70,7 @@ struct remus_disks {
     bool taken;                     /* primary: from blkback; secondary: from the copy's */
     bool connected;                 /* secondary: the copy's frontends, for the first time */
     bool resting, rested;
+    bool taken_over;                /* secondary: the copy's writes are the disks' */
     uint64_t rests;                 /* how often colo-blkd was asked to rest */
     uint64_t epoch;                 /* disk epoch: primary: that runs; secondary: that is here */
     bool synced;                    /* primary: both hosts' disks are equal; secondary: after a
@@ -186,6 +187,8 @@ int remus_run_daemon_wait(struct remus_daemon *d, uint32_t type, int timeout_ms)
 int remus_run_daemon_wait_for(struct remus_daemon *d, uint32_t type, uint64_t epoch,
                               int timeout_ms);
 void remus_run_daemon_stop(struct remus_daemon *d);
+/* It goes on without this process. */
+void remus_run_daemon_leave(struct remus_daemon *d);
 
 /*
  * work(side) in a thread, then done(side) in the loop, unless remus_run_work_wait came between.

@@ -76,6 +76,7 @@ struct secondary {
     /* the epoch that is being applied */
     uint64_t applying, apply_began_us, detached_us;
     bool apply_runs;                /* the copy is to run from there on */
+    bool waits_for_disks;           /* it is paused, and they come to rest */
     struct xc_sr_apply_stats apply_stats;
     const char *apply_step;         /* what went wrong, if apply_rc says so */
     int apply_rc;
@@ -607,6 +608,21 @@ static void apply_done(void *side)
     remus_run_post(&s->run, RE_APPLIED, s->applying, 0, NULL);
 }
 
+/* Its disks may take longer than the primary waits for a sign of life: the loop goes on. */
+static void apply_rested(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    int rc;
+
+    s->waits_for_disks = r->disks.resting && !r->disks.rested;
+    if (s->waits_for_disks)
+        return;
+    s->detached_us = remus_run_now_us();
+    rc = remus_run_work(r, apply_work, apply_done);
+    if (rc)
+        apply_failed(s, "beginning to replace", rc);
+}
+
 static void apply(struct secondary *s, uint64_t epoch, bool runs)
 {
     struct remus_run *r = &s->run;
@@ -627,17 +643,14 @@ static void apply(struct secondary *s, uint64_t epoch, bool runs)
         rc = detach(s, epoch);
         if (!rc) {
             step = "bringing its disks to rest";
-            rc = remus_disks_detach(r);
+            rc = remus_disks_rest(r);
         }
         s->attached = rc;
-        s->detached_us = remus_run_now_us();
-    }
-    if (!rc) {
-        step = "beginning to replace";
-        rc = remus_run_work(r, apply_work, apply_done);
     }
     if (rc)
         apply_failed(s, step, rc);
+    else
+        apply_rested(s);
 }
 
 /* ---- Taking over ---------------------------------------------------------------------------- */
@@ -702,6 +715,9 @@ static void take_over(struct secondary *s)
     }
     rc = remus_disks_takeover(r);
     if (rc) {
+        remus_run_log(r, XC_SR_ERROR, "the guest's disks cannot be taken over: %s%s",
+                      strerror(-rc), remus_disks_fd(r) < 0 ? " (colo-blkd is gone, and what was "
+                      "not on them yet with it)" : "");
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the guest's disks cannot be taken "
                        "over: %s", strerror(-rc));
         return;
@@ -852,11 +868,13 @@ static void destroy(struct secondary *s)
         return;
     }
     remus_run_work_wait(r);
+    /* Not one more write of its own: the other host's disks are to be as of the last checkpoint. */
+    if (r->h.domid)
+        xc_domain_pause(r->h.xch, r->h.domid);
     remus_run_daemon_stop(&r->daemon);
     remus_disks_end(r);
     if (r->h.domid) {
         snprintf(domid, sizeof(domid), "%u", r->h.domid);
-        xc_domain_pause(r->h.xch, r->h.domid);
         rc = remus_run_command(r, args, NULL, 0, NULL, 0);
         if (rc) {
             remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)-EIO, "domain %u, the copy of %s, "
@@ -1079,9 +1097,12 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
 /* Every answer of colo-shadowd is waited for where it is asked. */
 static void secondary_control(struct remus_run *r, const struct ctl_in *in)
 {
-    if (remus_disks_control(r, in))
+    if (remus_disks_control(r, in)) {
         epoch_complete(self(r));
-    else if (in->msg.type == CTL_CHECKPOINT && r->core.state < RS_ARBITRATE)
+        if (self(r)->waits_for_disks && r->core.state == RS_APPLY)
+            apply_rested(self(r));
+    }
+    if (in->msg.type == CTL_CHECKPOINT && r->core.state < RS_ARBITRATE)
         remus_run_send(r, REMUS_FRAME_CHECKPOINT, 0, in->text, (uint32_t)strlen(in->text));
 }
 

@@ -26,6 +26,7 @@
 /* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
 #define RESCUE_SUSPEND_MS 3000u
 #define RESCUE_DISKS_MS   10000u
+#define RESCUE_MERGE_MS   600000u
 
 struct rescue {
     struct xc_sr_handles h;
@@ -213,19 +214,36 @@ static pid_t disk_daemon(uint32_t domid)
     return found;
 }
 
-/* Its coordinator is gone, and it serves the guest's disks by itself until it is asked to end. */
-static void end_disk_daemon(struct rescue *r)
+/*
+ * Its coordinator is gone, and it serves the guest's disks by itself until it is asked to end: when
+ * all that it took is answered and, after a takeover, all that waited is on the disks.  That is not
+ * to be cut short for a guest that goes on.
+ */
+static int end_disk_daemon(struct rescue *r, bool guest_goes_on)
 {
-    uint64_t deadline = remus_now_ms() + RESCUE_DISKS_MS;
+    uint64_t began = remus_now_ms(), limit = guest_goes_on ? RESCUE_MERGE_MS : RESCUE_DISKS_MS;
     pid_t pid = disk_daemon(r->h.domid);
+    bool told = false;
 
     if (!pid)
-        return;
+        return 0;
     kill(pid, SIGTERM);
-    while (!kill(pid, 0) && remus_now_ms() < deadline)
+    while (!kill(pid, 0) && remus_now_ms() - began < limit) {
         poll(NULL, 0, 20);
-    if (!kill(pid, SIGKILL))
-        note(r, -ETIMEDOUT, "colo-blkd of %s does not end; killed", r->name);
+        if (!told && guest_goes_on && remus_now_ms() - began > RESCUE_DISKS_MS) {
+            told = true;
+            note(r, 0, "colo-blkd brings what waited onto the disks of %s", r->name);
+        }
+    }
+    if (kill(pid, 0))
+        return 0;
+    if (!guest_goes_on) {
+        kill(pid, SIGKILL);
+        return 0;
+    }
+    note(r, -ETIMEDOUT, "colo-blkd of %s has not ended in %u s; it serves the disks until it has "
+         "(process %d)", r->name, RESCUE_MERGE_MS / 1000, (int)pid);
+    return -ETIMEDOUT;
 }
 
 static void give_disks(struct rescue *r)
@@ -235,7 +253,8 @@ static void give_disks(struct rescue *r)
     char error[REMUS_DISK_ERROR_BYTES] = "";
     int rc;
 
-    end_disk_daemon(r);
+    if (end_disk_daemon(r, true))
+        return;
     rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
     for (i = 0; !rc && i < count; i++)
         if (!remus_disk_served(&disks[i]))
@@ -327,7 +346,7 @@ int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg)
     }
     /* The rules stay until the guest is gone: not one more packet of it may leave. */
     xc_domain_pause(r.h.xch, domid);
-    end_disk_daemon(&r);
+    end_disk_daemon(&r, false);
     remus_disks_close(r.xs, domid);
     rc = libxl_domain_destroy(ctx, domid, NULL);
     if (rc) {
