@@ -220,14 +220,14 @@ class Workload:
     def measure(self, cell, seconds):
         """Throughput (a list of figures), latencies, windows."""
         window = Window(cell, seconds)
-        classes = cell.run_client(seconds, **self.load)
-        answers = sum(c["answers"] for c in classes.values())
-        return ([self.rate("", "requests/s", "requests/s", answers / seconds)],
-                cell.latencies(classes), [window.result()])
+        report = cell.run_client(seconds, **self.load)
+        answers = sum(c["answers"] for c in report["classes"].values())
+        return ([self.rate("", "requests/s", answers / report["seconds"])],
+                cell.latencies(report), [window.result()])
 
     @staticmethod
-    def rate(name, unit, short, value):
-        return {"name": name, "unit": unit, "short": short, "value": value}
+    def rate(name, unit, value):
+        return {"name": name, "unit": unit, "value": value}
 
     def start_load(self, cell):
         load = self.load_at_loss or self.load
@@ -262,10 +262,10 @@ class Bulk(Workload):
         rates, latencies, windows = [], [], []
         for name, option in (("from the guest", "bulk_down"), ("to the guest", "bulk_up")):
             window = Window(cell, seconds)
-            classes = cell.run_client(seconds, long=100, **{option: BULK_BYTES})
-            bulk = classes[option.replace("_", "-")]
-            rates.append(self.rate(name, "MB/s", name.split()[0], bulk["bytes_per_s"] / 1e6))
-            latencies += cell.latencies({"long": classes["long"]})
+            report = cell.run_client(seconds, long=100, **{option: BULK_BYTES})
+            bulk = report["classes"].pop(option.replace("_", "-"))
+            rates.append(self.rate(name, "MB/s", bulk["bytes_per_s"] / 1e6))
+            latencies += cell.latencies(report)
             windows.append(window.result())
         return rates, latencies, windows
 
@@ -288,7 +288,7 @@ class Memory(Workload):
         latencies = cell.latencies(cell.run_client(seconds, long=100))
         windows = [window.result()]
         after, ended = self.progress(cell)
-        return ([self.rate("", "pages/s", "pages/s", (after - before) / (ended - began))],
+        return ([self.rate("", "pages/s", (after - before) / (ended - began))],
                 latencies, windows)
 
     def after_loss(self, cell, found):
@@ -333,7 +333,7 @@ class Db(Workload):
         windows = [window.result()]
         check(not self.client.error, "the database's client: %s" % self.client.error)
         check(count, "no commit in %.0f s" % took)
-        return ([self.rate("", "commits/s", "commits/s", count / took)],
+        return ([self.rate("", "commits/s", count / took)],
                 self.client.latencies_ms[first:first + count], windows)
 
     def start_load(self, cell):
@@ -413,15 +413,15 @@ class Cell:
         self.out = {"status": "failed", "notes": []}
 
     def run_client(self, seconds, **options):
-        """The classes of a client that ran so long."""
-        classes = self.lab.run_client(self.guest, round(seconds), raw=True, **options)["classes"]
-        empty = [name for name, c in classes.items() if not c["answers"] and not c["bytes"]]
+        """The report of a client that ran so long; each of its classes had answers."""
+        report = self.lab.run_client(self.guest, round(seconds), raw=True, **options)
+        empty = [n for n, c in report["classes"].items() if not c["answers"] and not c["bytes"]]
         check(not empty, "no answer in %d s to: %s" % (seconds, ", ".join(empty)))
-        return classes
+        return report
 
     @staticmethod
-    def latencies(classes):
-        return [ms for c in classes.values() for ms in c.pop("latencies_ms", [])]
+    def latencies(report):
+        return [ms for c in report["classes"].values() for ms in c["latencies_ms"]]
 
     def run(self, seconds):
         self.guest = self.workload.guest(self.lab)
@@ -488,7 +488,10 @@ class Cell:
                                         int(self.guest.ask(7000, "inc", 60).split()[1]))
         except (OSError, ValueError, IndexError) as e:
             found["error"] = "a new connection: %s" % e
-        self.workload.after_loss(self, found)
+        try:
+            self.workload.after_loss(self, found)
+        except (AssertionError, OSError, ValueError) as e:
+            found["work_lost"] = str(e)
         return found
 
     @staticmethod
@@ -520,6 +523,8 @@ class Cell:
                                (r["load_kept"], r["load_total"]))
                 if r.get("answers_lost") != 0:
                     bad.append("answers lost: %s" % r.get("answers_lost", "unknown"))
+                if r.get("work_lost"):
+                    bad.append(r["work_lost"])
                 if r.get("commits_lost", 0) != 0:
                     bad.append("commits lost: %s" % r.get("database", r["commits_lost"]))
         if bad:
@@ -528,9 +533,9 @@ class Cell:
             self.out["status"] = "ok"
 
 
-def put_back(lab):
+def put_back(lab, collect):
     """Host a as if it had been restarted: it wakes with its links cut, and forgets everything.
-    That takes a third of the time of a power cycle."""
+    That takes a third of the time of a power cycle. collect: what explains a failure is kept."""
     for thing in lab.running:
         thing.kill()
     ports = ("a-client", "a-repl")
@@ -542,6 +547,8 @@ def put_back(lab):
     try:
         with contextlib.suppress(common.LabError):
             lab.thaw("a")
+        if collect:
+            lab.collect()
         if lab.clean_host("a"):
             lab.launch_again("a")
             lab.wait_booted("a", time.monotonic() + 120 * common.patience())
@@ -600,9 +607,7 @@ def one_cell(lab, mode, workload, seconds):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     cell.out["load_average"] = round(os.getloadavg()[0], 1)
-    if cell.out["status"] != "ok":
-        lab.collect()
-    put_back(lab)
+    put_back(lab, cell.out["status"] != "ok")
     return cell.out
 
 

@@ -149,6 +149,8 @@ def after_loss(cell, mode):
         words.append(r.get("database") or "database unreadable" if lost is None else
                      "%d of %d commits lost" % (lost, r["commits"]) if lost else
                      "none of %d commits lost" % r["commits"])
+    if r.get("work_lost"):
+        words.append(r["work_lost"])
     if r.get("kept") and r.get("gap_ms"):
         words.append("gap %s s" % number(r["gap_ms"] / 1e3))
     if r.get("back_ms"):
@@ -201,11 +203,13 @@ def summary(data):
             parts = []
             for i, t in enumerate(cell.get("throughput") or []):
                 base = fetch(native, ("throughput", i, "value"))
-                parts.append("%s %s" % (number(t["value"] / base, 2) if base else
-                                        number(t["value"]), t["short"]))
+                text = number(t["value"] / base, 2) + "×" if base else \
+                    "%s %s" % (number(t["value"]), t["unit"])
+                parts.append(t["name"] + " " + text if t["name"] else text)
             value, base = get(cell, "latency_ms", "p50"), get(native, "latency_ms", "p50")
             if value is not None:
-                parts.append("%s p50" % (number(value / base, 2) if base else number(value)))
+                parts.append("answer " + (number(value / base, 2) + "×" if base else
+                                          number(value) + " ms"))
             line.append(", ".join(parts))
         lines.append(line)
     return heads, lines
@@ -265,7 +269,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ground: #191917; --ink: #eceae4; --soft: #a19e96; --line: #3a3935; --bar: #6ba7e5;
     --range: #2f567f; --native: #85827b; --bad: #f2857d; --band: #232321; } }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--ground);
+body { margin: 0 auto; max-width: 90rem; padding: 1.5rem; background: var(--ground);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 p, li { max-width: 50rem; } .facts, .note { color: var(--soft); font-size: .9rem; }
@@ -276,7 +280,7 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(-
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td { white-space: nowrap; }
 th:first-child, td:first-child, .words { text-align: left; }
-td.words { white-space: normal; min-width: 17rem; }
+td.words { white-space: normal; min-width: 15rem; }
 tr.bad td.words strong, td strong { color: var(--bad); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr));
   gap: 1rem 2rem; margin: 1rem 0; }
@@ -418,9 +422,9 @@ def page(data):
         title, text = WORKLOADS[workload]
         body += ['<section id="%s"><h2>%s</h2><p>%s</p>' % (workload, escape(title), escape(text)),
                  charts(row), html_table(*table(data, workload, row))]
-        body += ['<p class="note">%s: %s</p>' % (mode, escape(note))
+        notes = ["%s: %s" % (mode, escape(note))
                  for mode, cell in row for note in cell.get("notes", [])]
-        body.append("</section>")
+        body.append('<p class="note">%s</p></section>' % "<br>".join(notes))
     body.append("<h2>How to read this</h2>")
     body += ["<p>%s</p>" % escape(text) for text in EXPLANATION]
     body.append("<ul>%s</ul>" % "".join("<li><strong>%s</strong>: %s</li>" %
