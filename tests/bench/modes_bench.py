@@ -45,7 +45,7 @@ WORK_PAGES = 4096
 CELL_S = 240
 TAKEOVER_S = 60
 GO_ON_S = 12            # for a connection to go on after the takeover
-GO_ON_STOCK_S = 25      # where nothing shortens TCP's own back-off
+GO_ON_STOCK_S = 22      # where nothing shortens TCP's own back-off
 STOCK_SSH_PORT = 2222
 STOCK_INTERVAL_MS = 200
 
@@ -356,7 +356,7 @@ class Db(Workload):
             found["database"] = "database damaged (%s)" % (said.strip()[:80] or "no answer")
 
 
-WORKLOADS = {"idle": Idle, "web": Web, "diverge": Diverge, "bulk": Bulk, "memory": Memory, "db": Db}
+WORKLOADS = {"idle": Idle, "web": Web, "diverge": Diverge, "memory": Memory, "db": Db, "bulk": Bulk}
 
 
 # ---- protection ----
@@ -469,7 +469,9 @@ class Cell:
         counts = self.counts(load)
         # Those that are alive go on within TCP's back-off; a connection that hangs never does.
         before = asker.answers
-        patience = GO_ON_STOCK_S if self.mode == "stock" else GO_ON_S * common.patience()
+        patience = GO_ON_STOCK_S if self.mode == "stock" else GO_ON_S
+        if self.mode in modes_report.LOSSLESS:
+            patience *= common.patience()
         common.wait_for(lambda: (asker.answers >= before + 3 or asker.error) and
                         self.kept(load, counts) in (None, len(counts)), patience, 0.2)
         found["kept"] = not asker.error and asker.answers >= before + 3

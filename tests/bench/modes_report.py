@@ -33,9 +33,6 @@ WORKLOADS = {
     "diverge": ("Requests whose answers always differ",
                 "The same with answers that contain the guest's clock in nanoseconds: two copies "
                 "never agree."),
-    "bulk": ("Bulk TCP, both ways",
-             "Transfers of 1 MB, first from the guest, then to it. Latency is that of a request "
-             "each 100 ms beside them."),
     "memory": ("A compiler-like memory writer",
                "A thread computes, writes a page, and goes on to the next of 16 MiB, without ever "
                "waiting; its pages are counted in the guest. Latency is that of a request each "
@@ -43,6 +40,9 @@ WORKLOADS = {
     "db": ("Database commits",
            "SQLite on ext4 on the guest's disk, write-ahead log, every commit synced; one client, "
            "one row for each commit."),
+    "bulk": ("Bulk TCP, both ways",
+             "Transfers of 1 MB, first from the guest, then to it. Latency is that of a request "
+             "each 100 ms beside them."),
 }
 
 EXPLANATION = [
