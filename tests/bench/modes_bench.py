@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same guest and workloads through every mode, the distribution's xl remus, and unprotected.
 
-    tests/bench/modes_bench.py [--modes M,...] [--workloads W,...] [--seconds N] [--out DIR]
+    tests/bench/modes_bench.py [--modes M,...] [--workloads W,...] [--seconds N] [--out DIR] [--add]
 
 After each measurement the primary's host is silenced under a client, and what the copy has is
 looked at. Writes modes.md, modes.html and modes.json to build/bench, anew after each cell, so that
@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -356,7 +355,8 @@ class Db(Workload):
             found["database"] = "database damaged (%s)" % (said.strip()[:80] or "no answer")
 
 
-WORKLOADS = {"idle": Idle, "web": Web, "diverge": Diverge, "memory": Memory, "db": Db, "bulk": Bulk}
+WORKLOADS = {"idle": Idle, "web": Web, "diverge": Diverge, "memory": Memory, "db": Db,
+             "bulk": Bulk}
 
 
 # ---- protection ----
@@ -580,11 +580,11 @@ def describe(argv, seconds):
             return "unknown"
     git = subprocess.run(["git", "-C", common.TOP, "describe", "--always", "--dirty"],
                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    return {"when": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-            "commit": git.stdout.strip() or "unknown",
-            "command": " ".join(["tests/bench/modes_bench.py"] + argv), "seconds": seconds,
-            "cores": os.cpu_count(), "cpu": first("/proc/cpuinfo", "model name"),
-            "kernel": "Linux " + platform.release(), "xen": "two emulated hosts", "minutes": 0}
+    return {"seconds": seconds, "cores": os.cpu_count(), "xen": "two emulated hosts",
+            "cpu": first("/proc/cpuinfo", "model name")}, \
+        {"when": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+         "commit": git.stdout.strip() or "unknown", "minutes": 0,
+         "command": " ".join(["tests/bench/modes_bench.py"] + argv)}
 
 
 def one_cell(lab, mode, workload, seconds):
@@ -608,15 +608,35 @@ def one_cell(lab, mode, workload, seconds):
     return cell.out
 
 
+def add_to(data, out):
+    """The workloads of an earlier run that are not measured now stay in the report, which tells
+    when they were. A workload's ratios are all to the native of its own run."""
+    path = os.path.join(out, "modes.json")
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as f:
+        earlier = json.load(f)
+    check(earlier["modes"] == data["modes"] and
+          earlier["run"]["seconds"] == data["run"]["seconds"],
+          "the report there is of other modes, or of another length")
+    kept = [w for w in earlier["workloads"] if w not in data["workloads"]]
+    data["cells"] = {w: earlier["cells"].get(w, {}) for w in kept}
+    parts = [dict(part, workloads=[w for w in part["workloads"] if w in kept])
+             for part in earlier["parts"]]
+    data["parts"] = [part for part in parts if part["workloads"]] + data["parts"]
+    data["workloads"] = [w for w in WORKLOADS if w in kept + data["workloads"]]
+
+
 def run(lab, data, out, seconds):
     began, number = time.monotonic(), 0
-    total = len(data["modes"]) * len(data["workloads"])
-    for workload in data["workloads"]:
-        row = data["cells"].setdefault(workload, {})
+    part = data["parts"][-1]
+    total = len(data["modes"]) * len(part["workloads"])
+    for workload in part["workloads"]:
+        row = data["cells"][workload] = {}
         for mode in data["modes"]:
             number += 1
             cell = row[mode] = one_cell(lab, mode, workload, seconds)
-            data["run"]["minutes"] = (time.monotonic() - began) / 60
+            part["minutes"] = (time.monotonic() - began) / 60
             modes_report.write(data, out)
             print("[%2d/%d %5.0f s] %s, %s: %s" % (
                 number, total, time.monotonic() - began, workload, mode,
@@ -649,11 +669,20 @@ def main(argv):
                         help="for each measurement (default 6)")
     parser.add_argument("--out", metavar="DIR", default=os.path.join(common.TOP, "build", "bench"),
                         help="where the report goes (default build/bench)")
+    parser.add_argument("--add", action="store_true",
+                        help="keep the other workloads that the report there has")
     options = parser.parse_args(argv)
     if options.seconds < 3:
         parser.error("--seconds: at least 3")
-    data = {"run": describe(argv, options.seconds), "modes": options.modes,
-            "workloads": options.workloads, "cells": {}}
+    about, part = describe(argv, options.seconds)
+    data = {"run": about, "parts": [dict(part, workloads=options.workloads)],
+            "modes": options.modes, "workloads": options.workloads, "cells": {}}
+    if options.add:
+        try:
+            add_to(data, options.out)
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            print("modes: --add: %s" % error)
+            return 2
     lab = labtest.TestLab(os.environ.get("LAB") or "bench")
     lab.begin("modes")
     was_up = bool(lab.hosts())
@@ -674,7 +703,7 @@ def main(argv):
             lab.down()
     bad = modes_report.failures(data)
     print("%s: %d of %d cells failed" % (os.path.relpath(os.path.join(options.out, "modes.html")),
-                                         len(bad), len(options.modes) * len(options.workloads)))
+                                         len(bad), len(data["modes"]) * len(data["workloads"])))
     return 1 if bad else 0
 
 

@@ -221,10 +221,11 @@ def failures(data):
 
 def facts(data):
     run = data["run"]
-    lines = ["%s, commit %s, `%s`" % (run["when"], run["commit"], run["command"]),
-             "%s cores (%s), %s, %s; %s s for each measurement, %s minutes in all" %
-             (run["cores"], run["cpu"], run["xen"], run["kernel"], number(run["seconds"]),
-              number(run["minutes"]))]
+    lines = ["%s: commit %s, `%s`: %s; %s minutes" %
+             (part["when"], part["commit"], part["command"], ", ".join(part["workloads"]),
+              number(part["minutes"])) for part in data["parts"]]
+    lines.append("%s cores (%s), %s; %s s for each measurement" %
+                 (run["cores"], run["cpu"], run["xen"], number(run["seconds"])))
     loads = [c["load_average"] for _, row in cells(data) for _, c in row if c.get("load_average")]
     if loads:
         lines.append("Load average of the machine, hosts included: %s to %s" %
