@@ -175,6 +175,7 @@ stages-fast:
 	@$(SUM) build-fuzz $(MAKE) --no-print-directory -k -j$(JOBS) fuzz-build
 	@$(SUM) style tests/style.sh
 	@$(foreach t,$(UNIT),$(SUM) $(t) $(O)/tests/unit/$(t);) :
+	@$(SUM) bench-report tests/bench/check-report
 	@if [ -x tests/sim/check.sh ]; then BUILD=$(O) $(SUM) sim tests/sim/check.sh; fi
 	@$(foreach t,$(FUZZ),$(SUM) $(t) tests/fuzz-run $(O) $(t) $(FUZZ_SECONDS);) :
 
@@ -194,6 +195,10 @@ demo: deps all
 
 bench: deps all bench-build
 	@BUILD=$(O) tests/bench/bench
+
+# MODES_OPTIONS="--modes remus,colo --workloads web --seconds 10": a part of it.
+bench-modes: deps all
+	@BUILD=$(O) tests/bench/bench modes $(MODES_OPTIONS)
 
 soak: deps all
 	@BUILD=$(O) tests/lab/soak
@@ -243,11 +248,12 @@ help:
 	@echo 'make fuzz          each fuzz target for FUZZ_LONG_SECONDS ($(FUZZ_LONG_SECONDS))'
 	@echo 'make check-rest    lab tests that check leaves out (tests/lab/not-in-check.txt)'
 	@echo 'make bench         figures against the distribution'"'"'s xl remus, in the lab'
+	@echo 'make bench-modes   of these, the report on all modes (MODES_OPTIONS=--help)'
 	@echo 'make soak          long run in the lab'
 	@echo 'make deps          apt-get install what is missing'
 	@echo 'make install       DESTDIR= PREFIX=$(PREFIX)'
 	@echo 'make clean         remove what was built, not the lab images (distclean: those too)'
 
 FORCE:
-.PHONY: check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench soak deps \
+.PHONY: check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench bench-modes soak deps \
 	install uninstall clean distclean format help FORCE

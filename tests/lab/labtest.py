@@ -206,7 +206,7 @@ class Guest:
 
 class Client:
     """A running labclient. Options: long=MS, short=MS, udp=MS, ping=MS, diverge=MS,
-    bulk_down=BYTES, bulk_up=BYTES, max_lost=N, timeout=S."""
+    bulk_down=BYTES, bulk_up=BYTES, max_lost=N, timeout=S, raw=True."""
 
     def __init__(self, lab, ip, directory, seconds=None, **options):
         self.base = os.path.join(directory, "client-%d" % time.monotonic_ns())
@@ -215,7 +215,9 @@ class Client:
             argv += ["--seconds", str(seconds)]
         for name, value in options.items():
             for one in value if isinstance(value, (list, tuple)) else [value]:
-                argv += ["--" + name.replace("_", "-"), str(one)]
+                argv.append("--" + name.replace("_", "-"))
+                if one is not True:
+                    argv.append(str(one))
         with open(self.base + ".json", "wb") as out, open(self.base + ".err", "wb") as err:
             self.process = lab.client_start(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         self.figures = None

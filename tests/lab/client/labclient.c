@@ -74,6 +74,7 @@ static socklen_t server_bytes; /* 0 until the server is known */
 static char server_text[INET6_ADDRSTRLEN];
 static unsigned timeout_s = TIMEOUT_S_DEFAULT;
 static int64_t max_lost = -1;
+static bool raw;
 static double start_ms;
 static atomic_bool stopping;
 static struct class classes[CLASSES_MAX];
@@ -720,6 +721,12 @@ static void print_class(FILE *f, struct class *c, bool with_latency)
                    "\"p99\": %.2f, \"max\": %.2f}",
                 c->latencies_ms[0], c->latencies_ms[n / 2], c->latencies_ms[n * 9 / 10],
                 c->latencies_ms[n * 99 / 100], c->latencies_ms[n - 1]);
+        if (raw) {
+            fprintf(f, ", \"latencies_ms\": [");
+            for (size_t i = 0; i < n; i++)
+                fprintf(f, i ? ", %.2f" : "%.2f", c->latencies_ms[i]);
+            fprintf(f, "]");
+        }
     }
     fprintf(f, ", \"first_error\": ");
     if (c->errors)
@@ -812,6 +819,7 @@ static void usage(int code)
             "  --max-lost N        more lost datagrams than N are an error (default: any loss is\n"
             "                      counted only)\n"
             "  --status FILE       write the figures there twice a second\n"
+            "  --raw               every latency in the report\n"
             "classes; MS is the time between requests, BYTES the size of a transfer:\n"
             "  --long MS  --short MS  --http MS  --udp MS  --ping MS  --diverge MS\n"
             "  --bulk-down BYTES  --bulk-up BYTES\n",
@@ -843,7 +851,8 @@ int main(int argc, char **argv)
         { "ping", required_argument, NULL, 'p' },     { "diverge", required_argument, NULL, 'd' },
         { "bulk-down", required_argument, NULL, 'D' },
         { "http", required_argument, NULL, 'H' },     { "bulk-up", required_argument, NULL, 'U' },
-        { "help", no_argument, NULL, 'h' },           { NULL, 0, NULL, 0 },
+        { "raw", no_argument, NULL, 'r' },            { "help", no_argument, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
     };
     struct sigaction action = { .sa_handler = request_stop };
     const char *status_file = NULL;
@@ -876,6 +885,9 @@ int main(int argc, char **argv)
             break;
         case 'f':
             status_file = optarg;
+            break;
+        case 'r':
+            raw = true;
             break;
         case 'l':
             add_class("long", run_long, (unsigned)number(optarg), 0);

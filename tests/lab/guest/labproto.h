@@ -11,6 +11,8 @@
  * 7005   TCP, UDP  line or payload      "<nanoseconds> " line: two copies never agree
  * 7006   TCP       "dirty <N> [<M>]\n"  "ok\n": from now on N pages a second are written, in turn
  *                                       among M (default 4096); 0 stops it
+ *                  "work <N> [<M>]\n"   "ok\n", and
+ *                  "progress\n"         "<pages>\n": see labwork.h
  * 7007   TCP       "poweroff\n" "reboot\n" "crash\n"   "ok\n", then it happens
  * 7008   TCP       "call <PORT> <N>\n"  "ok\n": the guest connects to PORT of whoever said so and
  *                                       sends "1\n"; for each number that it gets back it sends the

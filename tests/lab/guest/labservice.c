@@ -7,6 +7,7 @@
 #include "labdb.h"
 #include "labdisk.h"
 #include "labproto.h"
+#include "labwork.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -357,7 +358,10 @@ static void handle_line(struct conn *c, const char *line)
         answer(c, text);
         return;
     case LAB_PORT_DIRTY:
-        set_dirty(c, line);
+        if (labwork_command(line, text, sizeof(text)))
+            answer(c, text);
+        else
+            set_dirty(c, line);
         return;
     case LAB_PORT_POWER:
         power(c, line);

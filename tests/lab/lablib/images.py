@@ -169,7 +169,8 @@ def check_with_clang(source):
 
 
 def build_guest(out, boot):
-    sources = [lab_path("guest", name) for name in ("labservice.c", "labdb.c", "labdisk.c")]
+    sources = [lab_path("guest", name) for name in
+               ("labservice.c", "labdb.c", "labdisk.c", "labwork.c")]
     for source in sources:
         check_with_clang(source)
     program = os.path.join(out, "labservice")
