@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import colo  # noqa: E402
 import labtest  # noqa: E402
 from labtest import alone, check, deadline, equal, wait  # noqa: E402
+from test_disk import DiskGuest  # noqa: E402
 
 INSTALL = True
 
@@ -165,6 +166,28 @@ def test_modes_are_switched_under_a_client_and_the_copy_takes_over_after_it(lab)
     equal(status["verify_bad"], 0, "pages that differ")
     lose(lab, guest, session, client)
     client.stop_without_errors()
+
+
+@deadline(400)
+def test_a_guest_with_a_disk_is_protected_in_every_mode_and_fails_over(lab):
+    """A copy that waits never touches its disk; one that runs writes to what lies over it."""
+    work = DiskGuest(lab, workers=2)
+    session = colo.Session(lab, work.guest, mode="remus")
+    session.wait_protected()
+    work.wait_work(100)
+    for mode in ("colo", "kemari", "remus"):
+        switch(lab, work.guest, mode)
+        count = session.status()["checkpoints"]
+        work.wait_work(100)
+        session.wait_checkpoints(count + 2, 60)
+    status = session.status()
+    equal(status["verify_bad"], 0, "pages that differ")
+    check(status["requested"]["output"] > 0, "no write has asked for a checkpoint: %s" % status)
+    lab.freeze("a")
+    colo.wait_active(lab, "b", work.name)
+    work.wait_work(50)
+    work.no_harm("b")
+    session.process.kill()
 
 
 @deadline(300)
