@@ -775,6 +775,9 @@ static void fence_and_stop(struct primary *p)
         if (remus_nft_fence(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "cannot fence %s: %s", p->vifs[i].netdev, error);
     p->fenced = true;
+    /* Before the copy hears that it may write to them. */
+    if (p->run.p->shared_disks)
+        remus_disks_give(&p->run, REMUS_DISKS_LEFT);
 }
 
 static void send_heartbeat(struct remus_run *r)
