@@ -73,7 +73,8 @@ struct xfer {
     uint32_t layer[XFER_PIECES];    /* held while it is read; BLKVIEW_DISK: none */
 };
 
-/* The overlay has no room: -ENOSPC, and nothing has begun.  done() is never called from here. */
+/* The overlay has no room: -ENOSPC, and nothing has begun.  done() is never called from here.  It
+ * is told -ECANCELED when its layer, or the overlay, was emptied meanwhile. */
 int xfer_begin(struct xfer *x);
 
 /* ---- Disks, rings, jobs ---- */

@@ -1,0 +1,564 @@
+/* LINK: tools/remus/blkd_jobs.c tools/remus/blkd_sync.c tools/remus/blkd_copy.c tools/remus/blkd_xfer.c tools/remus/blkring.c tools/remus/blkchan.c tools/remus/blkview.c tools/remus/blkmap.c tools/remus/ctlio.c tools/remus/daemon.c */
+/*
+ * All of colo-blkd but io_uring and Xen, between a guest, a coordinator and another host that do
+ * what a test says, and disks that complete when it says so.
+ */
+#define main blkd_main
+int blkd_main(int argc, char **argv);
+#include "tools/remus/colo-blkd.c"
+#undef main
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <cmocka.h>
+
+#include <xen/io/blkif.h>
+
+#define OPS          4096u
+#define GUEST_PAGES  256u
+#define DISK_SECTORS 16384u
+#define STORE_BYTES  (96ull << 20)
+#define NO_ANSWER    (-99)
+#define FIRST_FD     20         /* of this test; below are those that colo-blkd has by number */
+
+static struct blkd *blkd;
+
+/* ---- Disks, in the place of blkio.c --------------------------------------------------------- */
+
+struct blkio {
+    int fd[REMUS_DISKS_MAX + 1];
+    struct blkio_op *op[OPS];
+    uint32_t count;
+};
+
+static struct blkio the_io;
+static int io_event;
+static uint32_t syncs;          /* of the disk */
+/* Operations that do not complete yet; NULL: all do. */
+static bool (*held)(const struct blkio_op *op);
+
+static bool writes_to_store(const struct blkio_op *op)
+{
+    return op->file == STORE_FILE && op->type == BLKIO_WRITE;
+}
+
+int blkio_new(struct blkio **out, uint32_t depth, uint32_t files)
+{
+    uint32_t i;
+
+    assert_true(depth <= OPS && files <= REMUS_DISKS_MAX + 1);
+    the_io.count = syncs = 0;
+    held = NULL;
+    for (i = 0; i < files; i++) {
+        the_io.fd[i] = -1;
+    }
+    *out = &the_io;
+    return 0;
+}
+
+void blkio_free(struct blkio *io)
+{
+    uint32_t i;
+
+    held = NULL;
+    while (io->count) {
+        blkio_reap(io);
+    }
+    for (i = 0; i < REMUS_DISKS_MAX + 1; i++) {
+        blkio_set_file(io, i, -1);
+    }
+}
+
+int blkio_fd(const struct blkio *io)
+{
+    (void)io;
+    return io_event;
+}
+
+int blkio_set_file(struct blkio *io, uint32_t slot, int fd)
+{
+    if (io->fd[slot] >= 0) {
+        close(io->fd[slot]);
+    }
+    io->fd[slot] = fd < 0 ? -1 : fcntl(fd, F_DUPFD, FIRST_FD);
+    return 0;
+}
+
+int blkio_begin(struct blkio *io, struct blkio_op *op)
+{
+    assert_true(io->count < OPS);
+    io->op[io->count++] = op;
+    return 0;
+}
+
+int blkio_flush(struct blkio *io)
+{
+    (void)io;
+    return 0;
+}
+
+static int carry_out(const struct blkio *io, const struct blkio_op *op)
+{
+    const int fd = io->fd[op->file];
+    ssize_t n = (ssize_t)op->bytes;
+
+    switch (op->type) {
+    case BLKIO_READ:
+        n = preadv(fd, op->iov, (int)op->iovs, (off_t)op->offset);
+        break;
+    case BLKIO_WRITE:
+        n = pwritev(fd, op->iov, (int)op->iovs, (off_t)op->offset);
+        break;
+    case BLKIO_SYNC:
+        syncs += op->file != STORE_FILE;
+        break;
+    default:
+        break;
+    }
+    return n == (ssize_t)op->bytes ? 0 : -EIO;
+}
+
+uint32_t blkio_reap(struct blkio *io)
+{
+    static struct blkio_op *begun[OPS];
+    const uint32_t count = io->count;
+    uint32_t i, done = 0;
+
+    memcpy(begun, io->op, count * sizeof(begun[0]));
+    io->count = 0;
+    for (i = 0; i < count; i++) {
+        if (held && held(begun[i])) {
+            io->op[io->count++] = begun[i];
+            begun[i] = NULL;
+        }
+    }
+    for (i = 0; i < count; i++) {
+        if (begun[i]) {
+            begun[i]->done(begun[i], carry_out(io, begun[i]));
+            done++;
+        }
+    }
+    return done;
+}
+
+uint32_t blkio_busy(const struct blkio *io)
+{
+    return io->count;
+}
+
+/* ---- Xen, and the guest --------------------------------------------------------------------- */
+
+/* A page's number is its grant reference; page 0 is the ring. */
+static uint8_t guest[GUEST_PAGES][BLKRING_PAGE] __attribute__((aligned(BLKRING_PAGE)));
+static struct blkif_sring *const sring = (struct blkif_sring *)guest[0];
+static uint32_t asked, heard;
+static int status[GUEST_PAGES];     /* by the request's id */
+static int bells[2];
+
+xengnttab_handle *xengnttab_open(struct xentoollog_logger *logger, unsigned int flags)
+{
+    (void)logger;
+    (void)flags;
+    return (xengnttab_handle *)guest;
+}
+
+int xengnttab_close(xengnttab_handle *xgt)
+{
+    (void)xgt;
+    return 0;
+}
+
+void *xengnttab_map_domain_grant_refs(xengnttab_handle *xgt, uint32_t count, uint32_t domid,
+                                      uint32_t *refs, int prot)
+{
+    (void)xgt;
+    (void)domid;
+    (void)prot;
+    assert_int_equal(count, 1);
+    return guest[refs[0]];
+}
+
+int xengnttab_unmap(xengnttab_handle *xgt, void *start, uint32_t count)
+{
+    (void)xgt;
+    (void)start;
+    (void)count;
+    return 0;
+}
+
+int xengnttab_grant_copy(xengnttab_handle *xgt, uint32_t count,
+                         xengnttab_grant_copy_segment_t *segs)
+{
+    uint32_t i;
+
+    (void)xgt;
+    for (i = 0; i < count; i++) {
+        xengnttab_grant_copy_segment_t *s = &segs[i];
+
+        if (s->flags & GNTCOPY_source_gref) {
+            memcpy(s->dest.virt, guest[s->source.foreign.ref] + s->source.foreign.offset, s->len);
+        } else {
+            memcpy(guest[s->dest.foreign.ref] + s->dest.foreign.offset, s->source.virt, s->len);
+        }
+        s->status = GNTST_okay;
+    }
+    return 0;
+}
+
+xenevtchn_handle *xenevtchn_open(struct xentoollog_logger *logger, unsigned int flags)
+{
+    (void)logger;
+    (void)flags;
+    return (xenevtchn_handle *)bells;
+}
+
+int xenevtchn_close(xenevtchn_handle *xce)
+{
+    (void)xce;
+    return 0;
+}
+
+int xenevtchn_fd(xenevtchn_handle *xce)
+{
+    (void)xce;
+    return bells[0];
+}
+
+int xenevtchn_notify(xenevtchn_handle *xce, evtchn_port_t port)
+{
+    (void)xce;
+    (void)port;
+    return 0;
+}
+
+xenevtchn_port_or_error_t xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint32_t domid,
+                                                     evtchn_port_t remote_port)
+{
+    (void)xce;
+    (void)domid;
+    return (int)remote_port + 100;
+}
+
+int xenevtchn_unbind(xenevtchn_handle *xce, evtchn_port_t port)
+{
+    (void)xce;
+    (void)port;
+    return 0;
+}
+
+int remus_privdrop(const struct privdrop_options *options, char *error, size_t size)
+{
+    (void)options;
+    (void)error;
+    (void)size;
+    return 0;
+}
+
+static void new_guest(void)
+{
+    uint32_t i;
+
+    memset(guest, 0, sizeof(guest));
+    SHARED_RING_INIT(sring);
+    asked = heard = 0;
+    for (i = 0; i < GUEST_PAGES; i++) {
+        status[i] = NO_ANSWER;
+    }
+}
+
+/* The data of a request is the page of its id. */
+static void request(uint8_t operation, uint8_t id, uint64_t sector)
+{
+    blkif_request_t *q = &sring->ring[asked++ % 32].req;
+
+    memset(q, 0, sizeof(*q));
+    q->operation = operation;
+    q->id = id;
+    q->sector_number = sector;
+    if (operation == BLKIF_OP_READ || operation == BLKIF_OP_WRITE) {
+        q->nr_segments = 1;
+        q->seg[0].gref = id;
+        q->seg[0].last_sect = 7;
+    }
+    __atomic_store_n(&sring->req_prod, asked, __ATOMIC_RELEASE);
+}
+
+static void guest_writes(uint8_t id, uint64_t sector, uint8_t value)
+{
+    memset(guest[id], value, BLKRING_PAGE);
+    request(BLKIF_OP_WRITE, id, sector);
+}
+
+static void hear_guest(void)
+{
+    while (heard != __atomic_load_n(&sring->rsp_prod, __ATOMIC_ACQUIRE)) {
+        const blkif_response_t *r = &sring->ring[heard++ % 32].rsp;
+
+        status[r->id % GUEST_PAGES] = r->status;
+    }
+}
+
+/* ---- The coordinator ------------------------------------------------------------------------ */
+
+static int ctl, disk_fd, store_fd;
+static uint32_t said[128];
+static uint64_t said_epoch[128];
+static struct blkchan *peer;
+
+static void hear_daemon(void)
+{
+    struct ctl_in in;
+
+    while (!ctl_recv(ctl, &in)) {
+        said[in.msg.type]++;
+        said_epoch[in.msg.type] = in.msg.epoch;
+        ctl_in_dispose(&in);
+    }
+}
+
+/* One round of loop(), which waits for nothing. */
+static void turn(void)
+{
+    blkd->busy = false;
+    ctl_work(blkd);
+    blkio_reap(blkd->io);
+    jobs_work(blkd);
+    sync_work(blkd);
+    copy_work(blkd);
+    if (blkd->state == STATE_RESTING && jobs_at_rest(blkd) && blkd->role != ROLE_ACTIVE) {
+        rested(blkd);
+    }
+    blkd->quit |= blkd->quit_merged && blkd->role != ROLE_ACTIVE;
+    hear_daemon();
+    hear_guest();
+}
+
+static void turns(uint32_t count)
+{
+    while (count-- && !blkd->quit) {
+        blkd->now_us += 1000;
+        turn();
+    }
+}
+
+static void tell_with(enum ctl_type type, uint64_t epoch, const void *structs, uint32_t count,
+                      int fd)
+{
+    const struct ctl_msg msg = { .type = type, .epoch = epoch, .count = count };
+
+    assert_int_equal(ctl_send(ctl, &msg, structs, NULL, fd >= 0 ? &fd : NULL, fd >= 0), 0);
+    turn();
+}
+
+static void tell(enum ctl_type type, uint64_t epoch)
+{
+    tell_with(type, epoch, NULL, 0, -1);
+}
+
+/* From here on the descriptor is of this test; the number it had is free. */
+static int aside(int fd)
+{
+    const int moved = fcntl(fd, F_DUPFD, FIRST_FD);
+
+    assert_true(moved >= 0);
+    close(fd);
+    return moved;
+}
+
+static void give_number(int fd, int number)
+{
+    assert_int_equal(dup2(fd, number), number);
+    close(fd);
+}
+
+static void start(enum blkd_role role)
+{
+    char error[CTL_TEXT_MAX] = "";
+    int control[2], channel[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, control), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, channel), 0);
+    ctl = aside(control[1]);
+    channel[1] = aside(channel[1]);
+    give_number(aside(control[0]), REMUS_CTL_FD);
+    give_number(aside(channel[0]), REMUS_CHANNEL_FD);
+    assert_int_equal(blkchan_new(&peer, channel[1], role == ROLE_SECONDARY ? BLKCHAN_PRIMARY
+                                 : BLKCHAN_SECONDARY), 0);
+    memset(said, 0, sizeof(said));
+    memset(said_epoch, 0, sizeof(said_epoch));
+    blkd = calloc(1, sizeof(*blkd));
+    assert_non_null(blkd);
+    blkd->epoll = -1;
+    blkd->ctl_open = true;
+    blkd->role = role;
+    blkd->now_us = 1000000;
+    assert_int_equal(setup(blkd, error, sizeof(error)), 0);
+}
+
+/* Ends, as if it were killed, but for what is under way on the disks. */
+static void end(void)
+{
+    dispose(blkd);
+    blkd = NULL;
+    blkchan_free(peer);
+    close(ctl);
+}
+
+static void give_disk(void)
+{
+    const struct ctl_disk info = {
+        .vdev = 51712, .sectors = DISK_SECTORS, .logical_bytes = 512, .flush = 1, .barrier = 1,
+    };
+
+    tell_with(CTL_DISK, 0, &info, 1, disk_fd);
+}
+
+static void attach(void)
+{
+    const struct ctl_blk_attach at = {
+        .domid = 1, .pages = 1, .abi = BLKRING_X86_64, .port = 7,
+    };
+
+    tell_with(CTL_BLK_ATTACH, 0, &at, 1, -1);
+}
+
+static uint8_t disk_byte(uint64_t sector)
+{
+    uint8_t value = 0;
+
+    assert_int_equal(pread(disk_fd, &value, 1, (off_t)(sector * BLKRING_SECTOR)), 1);
+    return value;
+}
+
+/* As a checkpoint goes on the secondary. */
+static void commit(uint64_t epoch)
+{
+    tell(CTL_DETACH, epoch);
+    turns(3);
+    assert_int_equal(said_epoch[CTL_DETACHED], epoch);
+    tell(CTL_BLK_COMMIT, epoch);
+    attach();
+    tell(CTL_GO, 0);
+}
+
+/* ---- The other host ------------------------------------------------------------------------- */
+
+static void peer_says(struct remus_disk_frame head, const struct iovec *iov, uint32_t iovs)
+{
+    assert_int_equal(blkchan_put(peer, &head, iov, iovs), 0);
+    assert_int_equal(blkchan_flush(peer), 0);
+}
+
+static void primary_writes(uint64_t epoch, uint64_t sector, uint32_t sectors, uint8_t value)
+{
+    static uint8_t data[REMUS_DISK_BYTES_MAX];
+    const struct iovec iov = { data, (size_t)sectors * BLKRING_SECTOR };
+
+    memset(data, value, iov.iov_len);
+    peer_says((struct remus_disk_frame){
+        .type = REMUS_DISK_WRITE, .epoch = epoch, .sector = sector, .sectors = sectors,
+    }, &iov, 1);
+}
+
+static void primary_ends(uint64_t epoch)
+{
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_EPOCH, .epoch = epoch }, NULL, 0);
+    turns(5);
+    assert_int_equal(said_epoch[CTL_BLK_EPOCH], epoch);
+}
+
+/* A copy that runs, after its first commit. */
+static void start_copy(void)
+{
+    start(ROLE_SECONDARY);
+    tell_with(CTL_BLK_STORE, STORE_BYTES, NULL, 0, store_fd);
+    give_disk();
+    tell(CTL_BLK_SYNC, 0);
+    attach();
+    tell(CTL_GO, 0);
+    primary_ends(1);
+    commit(1);
+}
+
+/* ---- Tests ---------------------------------------------------------------------------------- */
+
+static int new_hosts(void **state)
+{
+    const int keep = aside(memfd_create("keep", 0));
+
+    (void)state;
+    give_number(keep, REMUS_BLK_KEEP_FD);
+    disk_fd = aside(memfd_create("disk", 0));
+    store_fd = aside(memfd_create("store", 0));
+    assert_int_equal(ftruncate(disk_fd, DISK_SECTORS * (off_t)BLKRING_SECTOR), 0);
+    assert_int_equal(pipe(bells), 0);
+    bells[0] = aside(bells[0]);
+    bells[1] = aside(bells[1]);
+    io_event = aside(eventfd(0, 0));
+    new_guest();
+    return 0;
+}
+
+static int free_hosts(void **state)
+{
+    const int fds[] = { disk_fd, store_fd, bells[0], bells[1], io_event };
+    uint32_t i;
+
+    (void)state;
+    if (blkd) {
+        end();
+    }
+    for (i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
+        close(fds[i]);
+    }
+    return 0;
+}
+
+/* It lies in the store in more pieces than are written at a time. */
+static void a_write_that_was_not_committed_never_reaches_the_disk(void **state)
+{
+    uint64_t sector;
+
+    (void)state;
+    start_copy();
+    for (sector = 8; sector < 96; sector += 16) {
+        primary_writes(2, sector, 8, 0x21);
+    }
+    turns(10);
+    held = writes_to_store;
+    primary_writes(2, 0, 128, 0x22);
+    turns(5);
+    assert_int_equal(the_io.count, XFER_PIECES);
+    guest_writes(1, 200, 0x33);
+    tell(CTL_FAILOVER, 0);
+    held = NULL;
+    turns(20);
+    assert_int_equal(said[CTL_ACTIVE], 1);
+    for (sector = 0; sector < 128; sector++) {
+        assert_int_equal(disk_byte(sector), 0);
+    }
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(200), 0x33);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_write_that_was_not_committed_never_reaches_the_disk),
+    };
+    const int nothing = open("/dev/null", O_RDWR);
+    int fd;
+
+    for (fd = REMUS_CTL_FD; fd < FIRST_FD; fd++) {
+        if (fd != nothing) {
+            dup2(nothing, fd);      /* nothing else gets these numbers */
+        }
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
