@@ -544,8 +544,6 @@ int copy_resume(struct blkd *b)
 
 void copy_takeover(struct blkd *b)
 {
-    struct replication *r = &b->r;
-    struct job_list stuck = r->stuck;
     uint32_t i;
 
     b->role = ROLE_ACTIVE;
@@ -554,11 +552,27 @@ void copy_takeover(struct blkd *b)
         blkview_takeover(b->disk[i].view);
     }
     keep_views(b);
-    r->stuck.count = 0;
-    for (i = 0; i < stuck.count; i++) {
-        job_again(&b->jobs[stuck.job[i]]);
-    }
     b->busy = true;
+}
+
+/* What found no room before a takeover goes to the disk, each when no run that is older is on its
+ * way there: those that begin later wait for it. */
+static void stuck_again(struct blkd *b)
+{
+    const struct job_list stuck = b->r.stuck;
+    uint32_t i;
+
+    b->r.stuck.count = 0;
+    for (i = 0; i < stuck.count; i++) {
+        struct job *j = &b->jobs[stuck.job[i]];
+
+        if (copy_locks(b, (uint32_t)(j->disk - b->disk), j->kept->req.sector,
+                       j->kept->req.sectors)) {
+            job_list_add(&b->r.stuck, j);
+        } else {
+            job_again(j);
+        }
+    }
 }
 
 /* Whether everything is on the disks, and nobody looks into the store any more. */
@@ -626,6 +640,9 @@ void copy_work(struct blkd *b)
     }
     if (b->quit || (b->role != ROLE_SECONDARY && b->role != ROLE_ACTIVE)) {
         return;
+    }
+    if (b->role == ROLE_ACTIVE) {
+        stuck_again(b);
     }
     merge_work(b);
     if (b->role == ROLE_SECONDARY) {
