@@ -163,6 +163,7 @@ static struct blkif_sring *const sring = (struct blkif_sring *)guest[0];
 static uint32_t asked, heard;
 static int status[GUEST_PAGES];     /* by the request's id */
 static int bells[2];
+static uint32_t maps, binds;
 
 xengnttab_handle *xengnttab_open(struct xentoollog_logger *logger, unsigned int flags)
 {
@@ -184,6 +185,7 @@ void *xengnttab_map_domain_grant_refs(xengnttab_handle *xgt, uint32_t count, uin
     (void)domid;
     (void)prot;
     assert_int_equal(count, 1);
+    maps++;
     return guest[refs[0]];
 }
 
@@ -191,7 +193,7 @@ int xengnttab_unmap(xengnttab_handle *xgt, void *start, uint32_t count)
 {
     (void)xgt;
     (void)start;
-    (void)count;
+    maps -= count;
     return 0;
 }
 
@@ -245,6 +247,7 @@ xenevtchn_port_or_error_t xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint
 {
     (void)xce;
     (void)domid;
+    binds++;
     return (int)remote_port + 100;
 }
 
@@ -252,6 +255,7 @@ int xenevtchn_unbind(xenevtchn_handle *xce, evtchn_port_t port)
 {
     (void)xce;
     (void)port;
+    binds--;
     return 0;
 }
 
@@ -269,7 +273,7 @@ static void new_guest(void)
 
     memset(guest, 0, sizeof(guest));
     SHARED_RING_INIT(sring);
-    asked = heard = 0;
+    asked = heard = maps = binds = 0;
     for (i = 0; i < GUEST_PAGES; i++) {
         status[i] = NO_ANSWER;
     }
@@ -579,6 +583,38 @@ static void a_write_without_room_waits_for_a_merge_of_its_place_at_a_takeover(vo
     assert_int_equal(disk_byte(8), 0xee);
 }
 
+/* The copy's first run has a grant table of its own, whose references may be the primary's. */
+static void the_first_commit_lets_go_of_the_rings(void **state)
+{
+    (void)state;
+    start(ROLE_SECONDARY);
+    tell_with(CTL_BLK_STORE, STORE_BYTES, NULL, 0, store_fd);
+    give_disk();
+    tell(CTL_BLK_SYNC, 0);
+    attach();
+    tell(CTL_GO, 0);
+    assert_int_equal(maps, 1);
+    assert_int_equal(binds, 1);
+    primary_ends(1);
+    tell(CTL_DETACH, 1);
+    turns(3);
+    tell(CTL_BLK_COMMIT, 1);
+    assert_int_equal(said[CTL_BLK_COMMITTED], 1);
+    assert_int_equal(maps, 0);
+    assert_int_equal(binds, 0);
+    attach();
+    tell(CTL_GO, 0);
+    assert_int_equal(maps, 1);
+    assert_int_equal(binds, 1);
+    /* From then on they are where they are. */
+    primary_ends(2);
+    tell(CTL_DETACH, 2);
+    turns(3);
+    tell(CTL_BLK_COMMIT, 2);
+    assert_int_equal(maps, 1);
+    assert_int_equal(binds, 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -586,6 +622,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_write_that_was_not_committed_never_reaches_the_disk),
         TEST(a_write_without_room_waits_for_a_merge_of_its_place_at_a_takeover),
+        TEST(the_first_commit_lets_go_of_the_rings),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

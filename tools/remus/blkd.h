@@ -248,6 +248,7 @@ struct blkd {
     bool ctl_open, quit;
     bool quit_merged;                /* ... when what the guest has written is on the disks */
     bool busy;                       /* there is more to do: do not sleep */
+    bool committed;                  /* secondary: the copy is what the primary was */
     bool attached_before;            /* what is kept is our own, and over */
     uint64_t rest_epoch;             /* of the DETACH that is under way */
     uint64_t now_us;

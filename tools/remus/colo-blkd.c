@@ -305,6 +305,22 @@ static void stats_send(struct blkd *b)
                   NULL, 0, 1000);
 }
 
+/*
+ * With the first commit the copy has the primary's memory, grants and event channels.  The rings of
+ * its first run are not those that come now, even with the same references and port.
+ */
+static void do_commit(struct blkd *b, uint64_t epoch)
+{
+    uint32_t i;
+
+    for (i = 0; !b->committed && i < b->rings; i++) {
+        ring_release(b, &b->ring[i]);
+    }
+    b->rings = b->committed ? b->rings : 0;
+    b->committed = true;
+    copy_commit(b, epoch);
+}
+
 /* The guest runs: it may be owed a notification, and there may be requests nobody rang for. */
 static void do_go(struct blkd *b, uint64_t epoch, bool triggers)
 {
@@ -416,7 +432,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_BLK_STORE:  rc = do_store(b, in, error, sizeof(error)); break;
     case CTL_DETACH:     b->rest_epoch = in->msg.epoch; break;
     case CTL_GO:         do_go(b, in->msg.epoch, in->msg.code); break;
-    case CTL_BLK_COMMIT: copy_commit(b, in->msg.epoch); break;
+    case CTL_BLK_COMMIT: do_commit(b, in->msg.epoch); break;
     }
     if (rc) {
         blkd_fail(b, error);
