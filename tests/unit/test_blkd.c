@@ -338,10 +338,7 @@ static void turn(void)
     jobs_work(blkd);
     sync_work(blkd);
     copy_work(blkd);
-    if (blkd->state == STATE_RESTING && jobs_at_rest(blkd) && blkd->role != ROLE_ACTIVE) {
-        rested(blkd);
-    }
-    blkd->quit |= blkd->quit_merged && blkd->role != ROLE_ACTIVE;
+    rest_work(blkd);
     hear_daemon();
     hear_guest();
 }
@@ -415,6 +412,14 @@ static void end(void)
     blkd = NULL;
     blkchan_free(peer);
     close(ctl);
+}
+
+/* A coordinator does not wait at its socket. */
+static void tell_quit(void)
+{
+    assert_int_equal(ctl_say(ctl, CTL_QUIT, 0, 0, NULL), 0);
+    shutdown(ctl, SHUT_RDWR);
+    turn();
 }
 
 static void give_disk(void)
@@ -615,6 +620,35 @@ static void the_first_commit_lets_go_of_the_rings(void **state)
     assert_int_equal(binds, 1);
 }
 
+/* Its guest may run a moment longer. */
+static void a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk(void **state)
+{
+    (void)state;
+    start_copy();
+    primary_writes(2, 8, 8, 0x22);
+    primary_ends(2);
+    commit(2);
+    guest_writes(1, 24, 0xe1);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    held = writes_to_store;
+    guest_writes(2, 32, 0xe2);
+    turns(5);
+    guest_writes(3, 32, 0xe3);
+    turns(5);
+    guest_writes(4, 8, 0xe4);
+    tell_quit();
+    turns(5);
+    assert_false(blkd->quit);
+    held = NULL;
+    turns(20);
+    assert_true(blkd->quit);
+    end();
+    assert_int_equal(disk_byte(8), 0x22);
+    assert_int_equal(disk_byte(24), 0);
+    assert_int_equal(disk_byte(32), 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -623,6 +657,7 @@ int main(void)
         TEST(a_write_that_was_not_committed_never_reaches_the_disk),
         TEST(a_write_without_room_waits_for_a_merge_of_its_place_at_a_takeover),
         TEST(the_first_commit_lets_go_of_the_rings),
+        TEST(a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

@@ -238,6 +238,7 @@ struct replication {
     uint32_t syncs;                  /* of disks, before SYNCED is answered */
     struct merge_op merge[MERGE_OPS];
     uint64_t merge_again_us;         /* after an error, not before this */
+    bool ended;                      /* the copy was let go: its requests are nobody's */
     struct job_list stuck, flushes;
 };
 

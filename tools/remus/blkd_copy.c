@@ -422,20 +422,28 @@ static void merge_work(struct blkd *b)
 
 /* ---- Rest, commit, takeover ----------------------------------------------------------------- */
 
-/* Writes that find no room in the overlay wait for the next checkpoint, which empties it. */
-static void stuck_work(struct blkd *b)
+/* Requests of the copy that have not begun. */
+static void forget_waiting(struct blkd *b)
 {
     struct replication *r = &b->r;
     uint32_t i;
 
+    for (i = 0; i < r->stuck.count; i++) {
+        job_forget(&b->jobs[r->stuck.job[i]]);
+    }
+    for (i = 0; i < b->wait.count; i++) {
+        job_forget(&b->jobs[b->wait.job[i]]);
+    }
+    r->stuck.count = b->wait.count = 0;
+}
+
+/* Writes that find no room in the overlay wait for the next checkpoint, which empties it. */
+static void stuck_work(struct blkd *b)
+{
+    struct replication *r = &b->r;
+
     if (b->state == STATE_RESTING) {
-        for (i = 0; i < r->stuck.count; i++) {
-            job_forget(&b->jobs[r->stuck.job[i]]);
-        }
-        for (i = 0; i < b->wait.count; i++) {
-            job_forget(&b->jobs[b->wait.job[i]]);
-        }
-        r->stuck.count = b->wait.count = 0;
+        forget_waiting(b);
     } else if (r->stuck.count && !r->asked) {
         r->asked = true;
         daemon_say(DAEMON_INFO, "domain %u: the copy has written as much as its overlay holds; it "
@@ -462,12 +470,18 @@ void copy_commit(struct blkd *b, uint64_t epoch)
     b->busy = true;
 }
 
-/* The copy's guest is gone: what is committed still goes to the disks. */
+/* There is no copy any more, even if its guest still runs: what is committed goes to the disks, and
+ * nothing of its own. */
 void copy_end(struct blkd *b)
 {
     uint32_t i;
 
     b->role = ROLE_ACTIVE;
+    b->r.ended = true;
+    if (b->state != STATE_DETACHED) {
+        b->state = STATE_RESTING;
+    }
+    forget_waiting(b);
     close_channel(b);
     for (i = 0; i < b->disks; i++) {
         blkview_end(b->disk[i].view);

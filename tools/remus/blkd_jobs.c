@@ -246,7 +246,9 @@ static void xfer_done(struct xfer *x, int rc)
     struct job *j = x->arg;
     const struct blkring_request *req = &j->kept->req;
 
-    if (rc && j->b->role == ROLE_SECONDARY) {
+    if (j->b->r.ended) {
+        job_forget(j);
+    } else if (rc && j->b->role == ROLE_SECONDARY) {
         /* Its guest must not be told of it: it would not be a copy any more. */
         j->stage = STAGE_STUCK;
         job_list_add(&j->b->r.stuck, j);

@@ -353,11 +353,20 @@ static void rested(struct blkd *b)
         blkring_detach(&b->ring[i].r);
     }
     b->state = STATE_DETACHED;
-    if (b->ctl_open) {
+    if (b->ctl_open && !b->quit_merged) {
         ctl_say(REMUS_CTL_FD, CTL_DETACHED, 0, b->rest_epoch, NULL);
     } else {
         b->quit = true;
     }
+}
+
+/* At the end of a round. */
+static void rest_work(struct blkd *b)
+{
+    if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
+        rested(b);
+    }
+    b->quit |= b->quit_merged && b->role != ROLE_ACTIVE;
 }
 
 enum { NO = -1 };
@@ -450,10 +459,13 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
 /* A guest is not to hang because its coordinator is gone; a copy is nobody's then. */
 static void orphaned(struct blkd *b)
 {
-    daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
     epoll_ctl(b->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
     close(REMUS_CTL_FD);
     b->ctl_open = false;
+    if (b->quit_merged) {
+        return;                      /* it has said so before */
+    }
+    daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
     if (b->role == ROLE_SECONDARY || !b->rings) {
         b->quit = true;
         return;
@@ -549,10 +561,7 @@ static void loop(struct blkd *b)
         if (rc) {
             blkd_fail(b, strerror(-rc));
         }
-        if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
-            rested(b);
-        }
-        b->quit |= b->quit_merged && b->role != ROLE_ACTIVE;
+        rest_work(b);
     }
 }
 
