@@ -649,6 +649,54 @@ static void a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk(void **s
     assert_int_equal(disk_byte(32), 0);
 }
 
+static void quit_answers_what_was_taken_and_takes_no_more(void **state)
+{
+    (void)state;
+    start(ROLE_LOCAL);
+    give_disk();
+    attach();
+    tell(CTL_GO, 0);
+    held = writes_to_disk;
+    guest_writes(1, 8, 0x11);
+    turns(3);
+    tell(CTL_DETACH, 1);
+    turns(3);
+    assert_int_equal(said[CTL_DETACHED], 0);
+    tell_quit();
+    guest_writes(2, 16, 0x12);
+    turns(3);
+    assert_false(blkd->quit);
+    held = NULL;
+    turns(5);
+    assert_true(blkd->quit);
+    end();
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(8), 0x11);
+    assert_int_equal(status[2], NO_ANSWER);
+    assert_int_equal(disk_byte(16), 0);
+}
+
+static void quit_without_a_rest_answers_what_was_taken(void **state)
+{
+    (void)state;
+    start(ROLE_LOCAL);
+    give_disk();
+    attach();
+    tell(CTL_GO, 0);
+    held = writes_to_disk;
+    guest_writes(1, 8, 0x11);
+    guest_writes(2, 8, 0x12);
+    turns(3);
+    tell_quit();
+    held = NULL;
+    turns(5);
+    assert_true(blkd->quit);
+    end();
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(8), 0x12);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -658,6 +706,8 @@ int main(void)
         TEST(a_write_without_room_waits_for_a_merge_of_its_place_at_a_takeover),
         TEST(the_first_commit_lets_go_of_the_rings),
         TEST(a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk),
+        TEST(quit_answers_what_was_taken_and_takes_no_more),
+        TEST(quit_without_a_rest_answers_what_was_taken),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

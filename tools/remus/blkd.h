@@ -247,7 +247,8 @@ struct blkd {
     enum blkd_state state;
     enum blkd_role role;
     bool ctl_open, quit;
-    bool quit_merged;                /* ... when what the guest has written is on the disks */
+    bool quit_merged;                /* ... when what the guest has written is on the disks, and
+                                        what was taken is answered */
     bool busy;                       /* there is more to do: do not sleep */
     bool committed;                  /* secondary: the copy is what the primary was */
     bool attached_before;            /* what is kept is our own, and over */

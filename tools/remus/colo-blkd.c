@@ -28,7 +28,8 @@
  *
  * A daemon whose coordinator is gone goes on serving its guest by itself (a secondary's, which
  * serves only a copy, ends); SIGTERM ends it then, in order: as DETACH, then exit.  SIGTERM and
- * SIGINT are ignored while the coordinator is there.
+ * SIGINT are ignored while the coordinator is there.  QUIT is the same, from any state; a copy's
+ * requests are forgotten with it, and one that took over serves on until all is on the disks.
  *
  * A daemon that is killed leaves requests without an answer, and where they stood on their ring
  * there may be answers to others by then.  So what was taken is kept in memory that outlives the
@@ -360,13 +361,17 @@ static void rested(struct blkd *b)
     }
 }
 
-/* At the end of a round. */
+/* At the end of a round.  QUIT, like SIGTERM, is a rest first: whoever attaches to a ring whose
+ * requests are not all answered loses some. */
 static void rest_work(struct blkd *b)
 {
+    if (b->quit_merged && b->role != ROLE_ACTIVE && b->state != STATE_DETACHED) {
+        b->state = STATE_RESTING;
+    }
     if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
         rested(b);
     }
-    b->quit |= b->quit_merged && b->role != ROLE_ACTIVE;
+    b->quit |= b->quit_merged && b->role != ROLE_ACTIVE && b->state == STATE_DETACHED;
 }
 
 enum { NO = -1 };
@@ -390,8 +395,9 @@ static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
     case CTL_QUIT:
         if (b->role == ROLE_SECONDARY) {
             copy_end(b);
+        } else if (b->role == ROLE_PRIMARY) {
+            sync_end(b);
         }
-        b->quit = b->role != ROLE_ACTIVE;
         b->quit_merged = true;
         return true;
     case CTL_BLK_SYNC:
