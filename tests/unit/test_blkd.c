@@ -22,6 +22,7 @@ int blkd_main(int argc, char **argv);
 #define GUEST_PAGES  256u
 #define DISK_SECTORS 16384u
 #define STORE_BYTES  (96ull << 20)
+#define EARLY        1600u      /* sector of a write that precedes another */
 #define NO_ANSWER    (-99)
 #define FIRST_FD     20         /* of this test; below are those that colo-blkd has by number */
 
@@ -40,6 +41,8 @@ static int io_event;
 static uint32_t syncs;          /* of the disk */
 /* Operations that do not complete yet; NULL: all do. */
 static bool (*held)(const struct blkio_op *op);
+/* Those that fail, having done nothing; NULL: none. */
+static bool (*fails)(const struct blkio_op *op);
 
 static bool writes_to_store(const struct blkio_op *op)
 {
@@ -51,13 +54,23 @@ static bool writes_to_disk(const struct blkio_op *op)
     return op->file != STORE_FILE && op->type == BLKIO_WRITE;
 }
 
+static bool writes(const struct blkio_op *op)
+{
+    return op->type == BLKIO_WRITE;
+}
+
+static bool syncs_disk(const struct blkio_op *op)
+{
+    return op->file != STORE_FILE && op->type == BLKIO_SYNC;
+}
+
 int blkio_new(struct blkio **out, uint32_t depth, uint32_t files)
 {
     uint32_t i;
 
     assert_true(depth <= OPS && files <= REMUS_DISKS_MAX + 1);
     the_io.count = syncs = 0;
-    held = NULL;
+    held = fails = NULL;
     for (i = 0; i < files; i++) {
         the_io.fd[i] = -1;
     }
@@ -111,6 +124,9 @@ static int carry_out(const struct blkio *io, const struct blkio_op *op)
     const int fd = io->fd[op->file];
     ssize_t n = (ssize_t)op->bytes;
 
+    if (fails && fails(op)) {
+        return -EIO;
+    }
     switch (op->type) {
     case BLKIO_READ:
         n = preadv(fd, op->iov, (int)op->iovs, (off_t)op->offset);
@@ -288,7 +304,7 @@ static void request(uint8_t operation, uint8_t id, uint64_t sector)
     q->operation = operation;
     q->id = id;
     q->sector_number = sector;
-    if (operation == BLKIF_OP_READ || operation == BLKIF_OP_WRITE) {
+    if (operation != BLKIF_OP_FLUSH_DISKCACHE) {
         q->nr_segments = 1;
         q->seg[0].gref = id;
         q->seg[0].last_sect = 7;
@@ -697,6 +713,97 @@ static void quit_without_a_rest_answers_what_was_taken(void **state)
     assert_int_equal(disk_byte(8), 0x12);
 }
 
+/* What the guest had flushed before the takeover was durable at the primary. */
+static void what_was_merged_is_durable_before_the_store_is_let_go(void **state)
+{
+    (void)state;
+    start_copy();
+    primary_writes(2, 8, 8, 0x22);
+    primary_ends(2);
+    commit(2);
+    turns(5);
+    assert_int_equal(disk_byte(8), 0x22);
+    syncs = 0;
+    held = syncs_disk;
+    tell(CTL_FAILOVER, 0);
+    turns(10);
+    assert_int_equal(said[CTL_BLK_SYNCED], 0);
+    assert_int_equal(blkd->keep->views, 1);
+    held = NULL;
+    turns(5);
+    assert_int_equal(syncs, 1);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    assert_int_equal(blkd->keep->views, 0);
+}
+
+static void a_disk_that_fails_to_flush_after_a_takeover_is_asked_again(void **state)
+{
+    (void)state;
+    start_copy();
+    fails = syncs_disk;
+    tell(CTL_FAILOVER, 0);
+    turns(10);
+    assert_int_equal(said[CTL_BLK_SYNCED], 0);
+    fails = NULL;
+    turns(10);
+    assert_int_equal(said[CTL_BLK_SYNCED], 0);
+    assert_true(copy_wait_ms(blkd) > 0);
+    blkd->now_us += 2000000;
+    turns(5);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+}
+
+static void a_barrier_after_a_takeover_waits_for_the_merge(void **state)
+{
+    (void)state;
+    start_copy();
+    guest_writes(1, 800, 0x33);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    held = writes_to_disk;
+    tell(CTL_FAILOVER, 0);
+    memset(guest[2], 0x34, BLKRING_PAGE);
+    request(BLKIF_OP_WRITE_BARRIER, 2, 800);
+    turns(10);
+    assert_int_equal(status[2], NO_ANSWER);
+    assert_int_equal(disk_byte(800), 0);
+    syncs = 0;
+    held = NULL;
+    turns(20);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(800), 0x34);
+    assert_int_equal(syncs, 3);     /* of what was merged, before the barrier, after it */
+}
+
+static bool writes_early_to_disk(const struct blkio_op *op)
+{
+    return writes_to_disk(op) && op->offset == EARLY * BLKRING_SECTOR;
+}
+
+/* It was on its way into the overlay, and is not durable before what preceded it. */
+static void a_barrier_that_meets_a_takeover_waits_for_the_merge(void **state)
+{
+    (void)state;
+    start_copy();
+    guest_writes(1, EARLY, 0x33);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    held = writes;
+    memset(guest[2], 0x34, BLKRING_PAGE);
+    request(BLKIF_OP_WRITE_BARRIER, 2, 800);
+    turns(3);
+    tell(CTL_FAILOVER, 0);
+    turns(3);
+    held = writes_early_to_disk;
+    turns(10);
+    assert_int_equal(status[2], NO_ANSWER);
+    held = NULL;
+    turns(20);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(EARLY), 0x33);
+    assert_int_equal(disk_byte(800), 0x34);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -708,6 +815,10 @@ int main(void)
         TEST(a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk),
         TEST(quit_answers_what_was_taken_and_takes_no_more),
         TEST(quit_without_a_rest_answers_what_was_taken),
+        TEST(what_was_merged_is_durable_before_the_store_is_let_go),
+        TEST(a_disk_that_fails_to_flush_after_a_takeover_is_asked_again),
+        TEST(a_barrier_after_a_takeover_waits_for_the_merge),
+        TEST(a_barrier_that_meets_a_takeover_waits_for_the_merge),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

@@ -139,7 +139,7 @@ enum stage {
     STAGE_IO,
     STAGE_SEND,                      /* WRITE: waits for room on the way to the other host */
     STAGE_STUCK,                     /* WRITE of the copy: its overlay is full */
-    STAGE_MERGE,                     /* FLUSH: waits for the merge after a takeover */
+    STAGE_MERGE,                     /* FLUSH, barrier: waits for the merge after a takeover */
     STAGE_COPY_OUT,                  /* READ: its data is to be copied */
     STAGE_ANSWERED,
 };
@@ -238,6 +238,9 @@ struct replication {
     uint32_t syncs;                  /* of disks, before SYNCED is answered */
     struct merge_op merge[MERGE_OPS];
     uint64_t merge_again_us;         /* after an error, not before this */
+    struct xfer last_sync[REMUS_DISKS_MAX];
+    uint32_t last_syncs;             /* under way */
+    bool last_synced;                /* what was merged after a takeover is durable */
     bool ended;                      /* the copy was let go: its requests are nobody's */
     struct job_list stuck, flushes;
 };

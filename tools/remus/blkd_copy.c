@@ -612,6 +612,42 @@ static bool merged(const struct blkd *b)
     return !b->r.ops;
 }
 
+static void last_sync_done(struct xfer *x, int rc)
+{
+    struct blkd *b = x->b;
+
+    b->busy = true;
+    b->r.last_syncs--;
+    if (rc) {
+        b->r.last_synced = false;
+        b->r.merge_again_us = b->now_us + MERGE_AGAIN_US;
+        if (daemon_may_say(b->domid, b->now_us)) {
+            daemon_say(DAEMON_ERROR, "domain %u disk %u: what the guest has written cannot be made "
+                       "durable: %s: it is tried again", b->domid, x->disk, strerror(-rc));
+        }
+    }
+}
+
+/* What was merged is durable before it is let go of in the store.  true: it is. */
+static bool last_sync(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    if (r->last_synced || r->last_syncs || b->now_us < r->merge_again_us) {
+        return r->last_synced && !r->last_syncs;
+    }
+    r->last_synced = true;           /* unless one fails */
+    r->last_syncs = b->disks;
+    for (i = 0; i < b->disks; i++) {
+        r->last_sync[i] = (struct xfer){
+            .b = b, .disk = i, .type = BLKIO_SYNC, .target = BLKVIEW_DISK, .done = last_sync_done,
+        };
+        xfer_begin(&r->last_sync[i]);
+    }
+    return !b->disks;
+}
+
 static void become_local(struct blkd *b)
 {
     struct job_list flushes = b->r.flushes;
@@ -661,7 +697,7 @@ void copy_work(struct blkd *b)
     merge_work(b);
     if (b->role == ROLE_SECONDARY) {
         credit_work(b);
-    } else if (merged(b)) {
+    } else if (merged(b) && last_sync(b)) {
         become_local(b);
     }
     if (b->r.chan && blkchan_flush(b->r.chan)) {

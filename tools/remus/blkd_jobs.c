@@ -199,7 +199,7 @@ bool jobs_overlap(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t
         const struct job *j = &b->jobs[b->active.job[i]];
         const struct blkring_request *req = &j->kept->req;
 
-        if (disk_number(j) == disk &&
+        if (disk_number(j) == disk && j->stage != STAGE_MERGE &&
             (req->op == BLKRING_WRITE || req->op == BLKRING_DISCARD ||
              (req->op == BLKRING_READ && !writes_only)) &&
             ranges_overlap(req->sector, req->sectors, sector, sectors)) {
@@ -231,10 +231,26 @@ static bool must_wait(const struct job *j)
 
 static void io_begin(struct job *j, enum blkio_type type);
 
+/* Durable means that of everything, and what was merged is not yet: once it is, the request is
+ * carried out from its beginning. */
+static bool waits_for_merge(struct job *j)
+{
+    if (j->b->role != ROLE_ACTIVE || !j->disk->view) {
+        return false;
+    }
+    j->stage = STAGE_MERGE;
+    j->x.target = BLKVIEW_DISK;      /* nothing of it is under way in the store */
+    job_list_add(&j->b->r.flushes, j);
+    return true;
+}
+
 /* A write is where it belongs: on the disk, at the other host, in the overlay. */
 void job_written(struct job *j)
 {
     if (j->kept->req.barrier && j->b->role != ROLE_SECONDARY) {
+        if (waits_for_merge(j)) {
+            return;
+        }
         io_begin(j, BLKIO_SYNC);
     } else {
         job_done(j, 0);
@@ -308,10 +324,7 @@ static void flush(struct job *j)
 {
     if (j->b->role == ROLE_SECONDARY) {
         job_done(j, 0);
-    } else if (j->disk->view) {
-        j->stage = STAGE_MERGE;
-        job_list_add(&j->b->r.flushes, j);
-    } else {
+    } else if (!waits_for_merge(j)) {
         io_begin(j, BLKIO_SYNC);
     }
 }
@@ -345,7 +358,9 @@ static void execute(struct job *j)
         if (!req->barrier) {
             io_begin(j, BLKIO_WRITE);
         } else if (j->b->role != ROLE_SECONDARY) {
-            io_begin(j, BLKIO_SYNC);
+            if (!waits_for_merge(j)) {
+                io_begin(j, BLKIO_SYNC);
+            }
         } else if (has_data(req)) {
             io_begin(j, BLKIO_WRITE);
         } else {
