@@ -59,6 +59,11 @@ static bool writes(const struct blkio_op *op)
     return op->type == BLKIO_WRITE;
 }
 
+static bool reads_disk(const struct blkio_op *op)
+{
+    return op->file != STORE_FILE && op->type == BLKIO_READ;
+}
+
 static bool syncs_disk(const struct blkio_op *op)
 {
     return op->file != STORE_FILE && op->type == BLKIO_SYNC;
@@ -804,6 +809,21 @@ static void a_barrier_that_meets_a_takeover_waits_for_the_merge(void **state)
     assert_int_equal(disk_byte(800), 0x34);
 }
 
+/* A guest that always reads would never be served by its kernel's backend again. */
+static void reads_do_not_keep_the_store_once_all_is_merged(void **state)
+{
+    (void)state;
+    start_copy();
+    held = syncs_disk;
+    tell(CTL_FAILOVER, 0);
+    turns(3);
+    held = reads_disk;
+    request(BLKIF_OP_READ, 1, 8);
+    turns(5);
+    assert_int_equal(status[1], NO_ANSWER);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -819,6 +839,7 @@ int main(void)
         TEST(a_disk_that_fails_to_flush_after_a_takeover_is_asked_again),
         TEST(a_barrier_after_a_takeover_waits_for_the_merge),
         TEST(a_barrier_that_meets_a_takeover_waits_for_the_merge),
+        TEST(reads_do_not_keep_the_store_once_all_is_merged),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

@@ -298,7 +298,9 @@ static void xfer_done(struct xfer *x, int rc)
 static void io_begin(struct job *j, enum blkio_type type)
 {
     const struct blkring_request *req = &j->kept->req;
-    const bool layers = j->disk->view && (type == BLKIO_READ || j->b->role == ROLE_SECONDARY);
+    const bool layers = j->disk->view &&
+                        (j->b->role == ROLE_SECONDARY ||
+                         (type == BLKIO_READ && !blkview_clean(j->disk->view)));
 
     j->stage = STAGE_IO;
     j->x = (struct xfer){
