@@ -64,6 +64,11 @@ static bool reads_disk(const struct blkio_op *op)
     return op->file != STORE_FILE && op->type == BLKIO_READ;
 }
 
+static bool touches_disk(const struct blkio_op *op)
+{
+    return op->file != STORE_FILE;
+}
+
 static bool syncs_disk(const struct blkio_op *op)
 {
     return op->file != STORE_FILE && op->type == BLKIO_SYNC;
@@ -338,6 +343,7 @@ static int ctl, disk_fd, store_fd;
 static uint32_t said[128];
 static uint64_t said_epoch[128];
 static struct blkchan *peer;
+static uint32_t wanted_parts;   /* of each range that is compared: these differ at the other host */
 
 static void hear_daemon(void)
 {
@@ -504,6 +510,51 @@ static void primary_ends(uint64_t epoch)
     peer_says((struct remus_disk_frame){ .type = REMUS_DISK_EPOCH, .epoch = epoch }, NULL, 0);
     turns(5);
     assert_int_equal(said_epoch[CTL_BLK_EPOCH], epoch);
+}
+
+/* Takes what the primary's colo-blkd has sent.  Returns how many frames; *last: of a write. */
+static uint32_t take_frames(struct remus_disk_frame *last, uint8_t *value)
+{
+    struct remus_disk_frame head;
+    const uint8_t *payload;
+    uint32_t count = 0;
+
+    blkchan_fill(peer);
+    while (blkchan_next(peer, &head, &payload) == 1) {
+        count++;
+        if (head.type == REMUS_DISK_WRITE) {
+            *last = head;
+            *value = payload[0];
+        } else if (head.type == REMUS_DISK_HASHES) {
+            peer_says((struct remus_disk_frame){
+                .type = REMUS_DISK_WANT, .sector = head.sector, .sectors = wanted_parts,
+            }, NULL, 0);
+        } else if (head.type == REMUS_DISK_SYNCED) {
+            peer_says((struct remus_disk_frame){ .type = REMUS_DISK_SYNCED }, NULL, 0);
+        }
+    }
+    return count;
+}
+
+static void start_primary(uint64_t credit, uint32_t parts)
+{
+    struct remus_disk_frame last;
+    uint8_t value;
+    uint32_t i;
+
+    wanted_parts = parts;
+    start(ROLE_PRIMARY);
+    give_disk();
+    attach();
+    tell(CTL_GO, 1);
+    peer_says((struct remus_disk_frame){
+        .type = REMUS_DISK_CREDIT, .sector = CREDIT_KEPT + credit,
+    }, NULL, 0);
+    tell(CTL_BLK_SYNC, 0);
+    for (i = 0; i < 40; i++) {
+        turns(1);
+        take_frames(&last, &value);
+    }
 }
 
 /* A copy that runs, after its first commit. */
@@ -824,6 +875,40 @@ static void reads_do_not_keep_the_store_once_all_is_merged(void **state)
     assert_int_equal(said[CTL_BLK_SYNCED], 1);
 }
 
+/* Of a write that failed nobody knows how much is on the disk. */
+static void what_a_failed_write_left_on_the_disk_is_sent(void **state)
+{
+    struct remus_disk_frame last = { .type = 0 };
+    uint8_t value = 0;
+
+    (void)state;
+    start_primary(1u << 20, 0);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    memset(guest[9], 0x55, BLKRING_PAGE);
+    assert_int_equal(pwrite(disk_fd, guest[9], BLKRING_PAGE, 8 * BLKRING_SECTOR), BLKRING_PAGE);
+    fails = writes_to_disk;
+    guest_writes(1, 8, 0x11);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_ERROR);
+    assert_int_equal(guest[1][0], 0x11);
+    assert_int_equal(take_frames(&last, &value), 1);
+    assert_int_equal(last.sector, 8);
+    assert_int_equal(last.sectors, 8);
+    assert_int_equal(value, 0x55);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 0);
+}
+
+static void a_failed_write_that_cannot_be_read_either_ends_replication(void **state)
+{
+    (void)state;
+    start_primary(1u << 20, 0);
+    fails = touches_disk;
+    guest_writes(1, 8, 0x11);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_ERROR);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -840,6 +925,8 @@ int main(void)
         TEST(a_barrier_after_a_takeover_waits_for_the_merge),
         TEST(a_barrier_that_meets_a_takeover_waits_for_the_merge),
         TEST(reads_do_not_keep_the_store_once_all_is_merged),
+        TEST(what_a_failed_write_left_on_the_disk_is_sent),
+        TEST(a_failed_write_that_cannot_be_read_either_ends_replication),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

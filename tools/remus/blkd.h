@@ -151,6 +151,7 @@ struct job {
     enum stage stage;
     bool synced;                     /* barrier: what came before is durable */
     bool send;                       /* WRITE: the other host is to have it */
+    int failed;                      /* WRITE: what it left there is read, and sent; its answer */
     uint64_t taken_us;
     uint32_t pages;
     uint32_t page[BLKRING_SEGS_MAX];
@@ -320,6 +321,8 @@ bool sync_locks(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t s
 bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector);
 /* The write is on the disk: sends it, or has it wait for room. */
 void sync_send(struct job *j);
+/* What is on this disk cannot be told to the other host. */
+void sync_failed(struct blkd *b, uint32_t disk, uint64_t sector, int rc);
 /* The next disk epoch has begun. */
 void sync_epoch(struct blkd *b, uint64_t epoch);
 /* Whether the next write of the guest asks for a checkpoint. */

@@ -75,6 +75,7 @@ static void job_begin(struct job *j, struct ring *ring)
     j->ring = ring;
     j->disk = &j->b->disk[ring->at.disk];
     j->synced = j->send = false;
+    j->failed = 0;
     j->x.target = BLKVIEW_DISK;
     j->pages = 0;
     j->taken_us = j->b->now_us;
@@ -247,7 +248,9 @@ static bool waits_for_merge(struct job *j)
 /* A write is where it belongs: on the disk, at the other host, in the overlay. */
 void job_written(struct job *j)
 {
-    if (j->kept->req.barrier && j->b->role != ROLE_SECONDARY) {
+    if (j->failed) {
+        job_done(j, j->failed);
+    } else if (j->kept->req.barrier && j->b->role != ROLE_SECONDARY) {
         if (waits_for_merge(j)) {
             return;
         }
@@ -269,6 +272,15 @@ static void xfer_done(struct xfer *x, int rc)
         j->stage = STAGE_STUCK;
         job_list_add(&j->b->r.stuck, j);
         copy_failed(j->b, disk_number(j), rc);
+    } else if (j->failed) {
+        if (rc) {
+            sync_failed(j->b, disk_number(j), req->sector, rc);
+        }
+        sync_send(j);
+    } else if (rc && x->type == BLKIO_WRITE && j->send) {
+        /* Part of it may be on the disk, and the other one is not to differ from it. */
+        j->failed = rc;
+        io_begin(j, BLKIO_READ);
     } else if (rc) {
         job_done(j, rc);
     } else if (x->type == BLKIO_SYNC && req->op == BLKRING_WRITE && !j->synced) {

@@ -71,6 +71,17 @@ static void lost(struct blkd *b, const char *why)
     sync_end(b);
 }
 
+void sync_failed(struct blkd *b, uint32_t disk, uint64_t sector, int rc)
+{
+    char text[128];
+
+    snprintf(text, sizeof(text), "a write of disk %u at sector %" PRIu64 " failed, and what is "
+             "there now cannot be read: %s", disk, sector, strerror(-rc));
+    if (replicating(b)) {
+        lost(b, text);
+    }
+}
+
 /* ---- The guest's writes --------------------------------------------------------------------- */
 
 bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector)
