@@ -909,6 +909,56 @@ static void a_failed_write_that_cannot_be_read_either_ends_replication(void **st
     assert_int_equal(said[CTL_CHANNEL_LOST], 1);
 }
 
+/* It compares, and wants more than its credit lets it have. */
+static void a_peer_that_stalls_in_the_synchronisation_does_not_hang_the_guest(void **state)
+{
+    uint32_t i;
+
+    (void)state;
+    start_primary(1u << 20, 0xffff);
+    for (i = 0; i < SYNC_SLOTS && blkd->r.slot[i].stage != SYNC_SEND; i++) {
+    }
+    assert_true(i < SYNC_SLOTS);
+    blkd->now_us += 3600ull * 1000000;
+    turns(5);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 0);    /* nobody waits for it */
+    guest_writes(1, blkd->r.slot[i].part_sector, 0x44);
+    turns(5);
+    request(BLKIF_OP_READ, 3, 0);
+    turns(5);
+    assert_int_equal(status[3], NO_ANSWER);
+    assert_true(sync_wait_ms(blkd) > 0);
+    blkd->now_us += 6000000;
+    turns(5);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 1);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(status[3], BLKIF_RSP_OKAY);
+}
+
+/* Nothing is taken before the end of the last disk epoch is on its way. */
+static void a_peer_that_does_not_read_does_not_hang_the_guest(void **state)
+{
+    struct remus_disk_frame head = { .type = REMUS_DISK_EPOCH };
+
+    (void)state;
+    start_primary(1u << 20, 0);
+    tell(CTL_DETACH, 1);
+    turns(3);
+    do {
+        while (!blkchan_put(blkd->r.chan, &head, NULL, 0)) {
+        }
+        turns(1);
+    } while (!blkchan_put(blkd->r.chan, &head, NULL, 0));
+    tell(CTL_GO, 2);
+    request(BLKIF_OP_READ, 3, 0);
+    turns(5);
+    assert_int_equal(status[3], NO_ANSWER);
+    blkd->now_us += 6000000;
+    turns(5);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 1);
+    assert_int_equal(status[3], BLKIF_RSP_OKAY);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -927,6 +977,8 @@ int main(void)
         TEST(reads_do_not_keep_the_store_once_all_is_merged),
         TEST(what_a_failed_write_left_on_the_disk_is_sent),
         TEST(a_failed_write_that_cannot_be_read_either_ends_replication),
+        TEST(a_peer_that_stalls_in_the_synchronisation_does_not_hang_the_guest),
+        TEST(a_peer_that_does_not_read_does_not_hang_the_guest),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

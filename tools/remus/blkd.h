@@ -217,7 +217,9 @@ struct replication {
     bool epoch_owed;                 /* primary: EPOCH of the one before is not on its way yet */
     bool asked;                      /* a checkpoint, in this epoch */
     bool triggers;                   /* primary: the guest's next write is to ask for one */
-    uint64_t stuck_us;               /* since when a write waits to be sent; 0: none does */
+    uint64_t stuck_us;               /* since when the guest waits for the other host with nothing
+                                        more on its way there; 0: it does not */
+    uint64_t stuck_at;               /* what was on its way then */
     struct job_list send;
 
     /* first synchronisation */
