@@ -959,6 +959,22 @@ static void a_peer_that_does_not_read_does_not_hang_the_guest(void **state)
     assert_int_equal(status[3], BLKIF_RSP_OKAY);
 }
 
+/* Killed when it had let go of the store, and before it could say so. */
+static void a_daemon_that_finds_nothing_to_merge_says_that_all_is_on_the_disks(void **state)
+{
+    (void)state;
+    start(ROLE_LOCAL);
+    give_disk();
+    tell_with(CTL_BLK_STORE, STORE_BYTES, NULL, 0, store_fd);
+    assert_int_equal(said[CTL_FAILED], 0);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    attach();
+    tell(CTL_GO, 0);
+    guest_writes(1, 8, 0x11);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -979,6 +995,7 @@ int main(void)
         TEST(a_failed_write_that_cannot_be_read_either_ends_replication),
         TEST(a_peer_that_stalls_in_the_synchronisation_does_not_hang_the_guest),
         TEST(a_peer_that_does_not_read_does_not_hang_the_guest),
+        TEST(a_daemon_that_finds_nothing_to_merge_says_that_all_is_on_the_disks),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

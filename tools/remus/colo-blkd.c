@@ -253,11 +253,14 @@ static int do_disk(struct blkd *b, const struct ctl_in *in, char *error, size_t 
  */
 static int do_store(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
 {
-    const bool resumes = b->role == ROLE_LOCAL && b->keep->views && b->disks;
+    const bool local = b->role == ROLE_LOCAL && b->disks, resumes = local && b->keep->views;
     int rc = in->n_fds == 1 && !b->r.window && in->msg.epoch > 2 * CREDIT_KEPT &&
-             in->msg.epoch <= BLKVIEW_LAYER_BYTES && (b->role == ROLE_SECONDARY || resumes) ? 0
+             in->msg.epoch <= BLKVIEW_LAYER_BYTES && (b->role == ROLE_SECONDARY || local) ? 0
              : -EINVAL;
 
+    if (!rc && local && !resumes) {
+        return 0;                    /* it came to the end of that */
+    }
     if (!rc) {
         rc = blkio_set_file(b->io, STORE_FILE, in->fds[0]);
     }
@@ -459,6 +462,10 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_BLK_STORE:  ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL); break;
     case CTL_BLK_COMMIT: ctl_say(REMUS_CTL_FD, CTL_BLK_COMMITTED, 0, in->msg.epoch, NULL); break;
     case CTL_BLK_ATTACH: ctl_say(REMUS_CTL_FD, CTL_ATTACHED, 0, in->msg.epoch, NULL); break;
+    }
+    if (in->msg.type == CTL_BLK_STORE && b->role == ROLE_LOCAL) {
+        /* The daemon before this one may not have got to say it. */
+        ctl_say(REMUS_CTL_FD, CTL_BLK_SYNCED, 0, 0, NULL);
     }
 }
 
