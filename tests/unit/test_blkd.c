@@ -975,6 +975,66 @@ static void a_daemon_that_finds_nothing_to_merge_says_that_all_is_on_the_disks(v
     assert_int_equal(status[1], BLKIF_RSP_OKAY);
 }
 
+/* Requests 1, 2, ... were taken by a daemon that was killed: r(eads) and w(rites) of one place,
+ * b(arriers) of another. */
+static void resume(const char *requests)
+{
+    struct blkring_request req = { .sector = 8, .sectors = 8, .segs = 1, .seg[0].sectors = 8 };
+    const uint32_t count = (uint32_t)strlen(requests);
+    uint32_t i;
+
+    start(ROLE_LOCAL);
+    give_disk();
+    for (i = 1; i <= count; i++) {
+        const char kind = requests[i - 1];
+
+        req.op = kind == 'r' ? BLKRING_READ : BLKRING_WRITE;
+        req.barrier = kind == 'b';
+        req.sector = req.barrier ? 16 : 8;
+        req.operation = kind == 'r' ? BLKIF_OP_READ : kind == 'w' ? BLKIF_OP_WRITE
+                        : BLKIF_OP_WRITE_BARRIER;
+        req.id = req.seg[0].gref = i;
+        memset(guest[i], (int)i, BLKRING_PAGE);
+        request(req.operation, (uint8_t)i, req.sector);
+        blkd->keep->job[i] = (struct keep_job){
+            .used = 1, .fetched = 1, .ring = 0, .index = i - 1, .req = req,
+        };
+    }
+    blkd->keep->ring[0].valid = 1;
+    blkd->keep->ring[0].req_cons = count;
+    held = touches_disk;
+    attach();
+    tell(CTL_GO, 0);
+}
+
+static void two_barriers_of_a_killed_daemon_are_both_carried_out(void **state)
+{
+    (void)state;
+    resume("bb");
+    held = NULL;
+    turns(10);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+}
+
+static void a_barrier_waits_for_a_write_that_waited_before_it(void **state)
+{
+    (void)state;
+    resume("rwb");
+    turns(3);
+    assert_int_equal(the_io.count, 1);
+    held = writes_to_disk;
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(status[2], NO_ANSWER);
+    assert_int_equal(syncs, 0);
+    held = NULL;
+    turns(10);
+    assert_int_equal(status[3], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(8), 2);
+    assert_int_equal(disk_byte(16), 3);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -996,6 +1056,8 @@ int main(void)
         TEST(a_peer_that_stalls_in_the_synchronisation_does_not_hang_the_guest),
         TEST(a_peer_that_does_not_read_does_not_hang_the_guest),
         TEST(a_daemon_that_finds_nothing_to_merge_says_that_all_is_on_the_disks),
+        TEST(two_barriers_of_a_killed_daemon_are_both_carried_out),
+        TEST(a_barrier_waits_for_a_write_that_waited_before_it),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

@@ -210,14 +210,30 @@ bool jobs_overlap(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t
     return false;
 }
 
-/* Something that is under way must end before this request may begin. */
+/* Others of its disk have begun, and have not ended.  (Those that wait are behind it: the daemon
+ * before this one may have left two barriers.) */
+static bool others_run(const struct job *j)
+{
+    const struct blkd *b = j->b;
+    uint32_t i, waiting = 0;
+
+    for (i = 0; i < b->wait.count; i++) {
+        const struct job *w = &b->jobs[b->wait.job[i]];
+
+        waiting += w->disk == j->disk && w->stage == STAGE_WAIT;
+    }
+    return j->disk->busy > waiting;
+}
+
+/* Something that is under way must end before this request may begin, the first of those that
+ * wait. */
 static bool must_wait(const struct job *j)
 {
     const struct blkring_request *req = &j->kept->req;
     const bool writes = req->op == BLKRING_WRITE || req->op == BLKRING_DISCARD;
     const struct blkd *b = j->b;
 
-    if (req->barrier && j->disk->busy > 1) {
+    if (req->barrier && others_run(j)) {
         return true;
     }
     if (req->op == BLKRING_FLUSH || !req->sectors) {
