@@ -147,6 +147,9 @@ static int carry_out(const struct blkio *io, const struct blkio_op *op)
     case BLKIO_SYNC:
         syncs += op->file != STORE_FILE;
         break;
+    case BLKIO_PUNCH:
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)op->offset,
+                         (off_t)op->bytes) ? -errno : 0;
     default:
         break;
     }
@@ -507,8 +510,13 @@ static void primary_writes(uint64_t epoch, uint64_t sector, uint32_t sectors, ui
 
 static void primary_ends(uint64_t epoch)
 {
+    uint32_t i;
+
     peer_says((struct remus_disk_frame){ .type = REMUS_DISK_EPOCH, .epoch = epoch }, NULL, 0);
-    turns(5);
+    for (i = 0; i < 20; i++) {
+        assert_int_equal(blkchan_flush(peer), 0);
+        turns(1);
+    }
     assert_int_equal(said_epoch[CTL_BLK_EPOCH], epoch);
 }
 
@@ -1035,6 +1043,29 @@ static void a_barrier_waits_for_a_write_that_waited_before_it(void **state)
     assert_int_equal(disk_byte(16), 3);
 }
 
+static void the_store_gives_back_what_was_merged(void **state)
+{
+    struct stat before, after;
+    uint64_t epoch;
+
+    (void)state;
+    start_copy();
+    for (epoch = 2; epoch < 12; epoch++) {
+        held = touches_disk;
+        primary_writes(epoch, 0, 2048, (uint8_t)epoch);
+        primary_ends(epoch);
+        assert_int_equal(fstat(store_fd, &before), 0);
+        assert_int_equal(before.st_blocks, 2048);
+        held = NULL;
+        commit(epoch);
+        turns(10);
+        assert_int_equal(disk_byte(2047), epoch);
+        assert_int_equal(fstat(store_fd, &after), 0);
+        assert_int_equal(after.st_blocks, 0);
+    }
+    assert_int_equal(blkd->r.credit, STORE_BYTES + (epoch - 2) * (1u << 20));
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -1058,6 +1089,7 @@ int main(void)
         TEST(a_daemon_that_finds_nothing_to_merge_says_that_all_is_on_the_disks),
         TEST(two_barriers_of_a_killed_daemon_are_both_carried_out),
         TEST(a_barrier_waits_for_a_write_that_waited_before_it),
+        TEST(the_store_gives_back_what_was_merged),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

@@ -240,6 +240,9 @@ struct replication {
     uint32_t ops;                    /* busy */
     uint32_t syncs;                  /* of disks, before SYNCED is answered */
     struct merge_op merge[MERGE_OPS];
+    struct blkio_op punch;           /* of a layer of a disk, in the store */
+    bool punching;
+    uint32_t punch_disk, punch_layer;
     uint64_t merge_again_us;         /* after an error, not before this */
     struct xfer last_sync[REMUS_DISKS_MAX];
     uint32_t last_syncs;             /* under way */

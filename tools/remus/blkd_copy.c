@@ -420,6 +420,42 @@ static void merge_work(struct blkd *b)
     }
 }
 
+/* ---- The store ------------------------------------------------------------------------------ */
+
+static void punch_done(struct blkio_op *op, int rc)
+{
+    struct blkd *b = op->arg;
+
+    b->busy = true;
+    b->r.punching = false;
+    blkview_punched(b->disk[b->r.punch_disk].view, b->r.punch_layer);
+    if (rc && daemon_may_say(b->domid, b->now_us)) {
+        daemon_say(DAEMON_WARNING, "domain %u: the store cannot give back what it does not need any "
+                   "more, and may grow: %s", b->domid, strerror(-rc));
+    }
+}
+
+/* What is on the disks does not stay in the store as well: other files share its room. */
+static void punch_work(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint64_t offset, bytes;
+    uint32_t i;
+
+    for (i = 0; !r->punching && i < b->disks; i++) {
+        if (!blkview_punch(b->disk[i].view, &r->punch_layer, &offset, &bytes)) {
+            continue;
+        }
+        r->punching = true;
+        r->punch_disk = i;
+        r->punch = (struct blkio_op){
+            .type = BLKIO_PUNCH, .file = STORE_FILE, .offset = offset, .bytes = bytes,
+            .done = punch_done, .arg = b,
+        };
+        blkio_begin(b->io, &r->punch);  /* there is room: this side has no slots of the other's */
+    }
+}
+
 /* ---- Rest, commit, takeover ----------------------------------------------------------------- */
 
 /* Requests of the copy that have not begun. */
@@ -609,7 +645,7 @@ static bool merged(const struct blkd *b)
             return false;
         }
     }
-    return !b->r.ops;
+    return !b->r.ops && !b->r.punching;
 }
 
 static void last_sync_done(struct xfer *x, int rc)
@@ -696,6 +732,7 @@ void copy_work(struct blkd *b)
     }
     merge_work(b);
     if (b->role == ROLE_SECONDARY) {
+        punch_work(b);
         credit_work(b);
     } else if (merged(b) && last_sync(b)) {
         become_local(b);
