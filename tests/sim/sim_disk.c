@@ -71,7 +71,14 @@ static void merge_end(struct world *w)
 
 void disk_merge(struct world *w)
 {
+    uint64_t offset, bytes;
+    uint32_t layer;
+
     D->touched = 4;
+    while (blkview_punch(D->view, &layer, &offset, &bytes)) {
+        memset(D->store[layer], 0, bytes / 512 * sizeof(D->store[layer][0]));
+        blkview_punched(D->view, layer);
+    }
     if (!D->merging && blkview_merge(D->view, &D->run) == 1) {
         D->merging = true;
         D->merge_at = 0;

@@ -197,6 +197,15 @@ static void frames_that_cannot_be_are_refused(void **state)
     }
 }
 
+static void a_descriptor_that_is_none_is_told_by_its_error(void **state)
+{
+    struct blkchan *ch;
+
+    (void)state;
+    assert_int_equal(blkchan_new(&ch, 9999, BLKCHAN_PRIMARY), -EBADF);
+    assert_null(ch);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -205,6 +214,7 @@ int main(void)
         cmocka_unit_test(the_end_of_the_other_side_is_told),
         cmocka_unit_test(every_changed_byte_is_noticed),
         cmocka_unit_test(frames_that_cannot_be_are_refused),
+        cmocka_unit_test(a_descriptor_that_is_none_is_told_by_its_error),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -186,10 +186,14 @@ static void a_discard_has_a_range(void **state)
     refused(f, &plain, -EOPNOTSUPP);
     disk.discard = true;
     post(f, &q, sizeof(q));
+    refused(f, &disk, -EOPNOTSUPP);
+    q.flag = 0;
+    post(f, &q, sizeof(q));
     assert_int_equal(blkring_take(&f->ring, &disk, &f->request), 1);
     assert_int_equal(f->request.op, BLKRING_DISCARD);
     assert_int_equal(f->request.sectors, 48);
     assert_false(f->request.secure);
+    q.flag = BLKIF_DISCARD_SECURE;
     disk.secure_discard = true;
     post(f, &q, sizeof(q));
     assert_int_equal(blkring_take(&f->ring, &disk, &f->request), 1);

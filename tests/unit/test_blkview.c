@@ -100,6 +100,22 @@ static void merge_run(struct blkview *v, const struct blkview_piece *run)
     blkview_merged(v, run);
 }
 
+/* Punches what is to be punched.  Returns how many layers. */
+static uint32_t punch_all(struct blkview *v)
+{
+    uint32_t layer, count = 0;
+    uint64_t offset, bytes;
+
+    for (; blkview_punch(v, &layer, &offset, &bytes); count++) {
+        assert_in_range(layer, 1, BLKVIEW_LAYERS - 1);
+        assert_int_equal(offset, (1u << 20) + layer * BLKVIEW_LAYER_BYTES);
+        assert_in_range(bytes, 4096, SLOTS * 4096);
+        memset(store[layer], 0, bytes / 512 * sizeof(store[layer][0]));
+        blkview_punched(v, layer);
+    }
+    return count;
+}
+
 static void merge_all(struct blkview *v)
 {
     struct blkview_piece run;
@@ -107,6 +123,7 @@ static void merge_all(struct blkview *v)
     while (blkview_merge(v, &run) == 1) {
         merge_run(v, &run);
     }
+    punch_all(v);
 }
 
 static void receive(struct blkview *v, uint64_t epoch, uint64_t sector, uint32_t sectors,
@@ -219,8 +236,41 @@ static void a_generation_that_is_read_from_is_not_filled_again(void **state)
     }
     assert_int_equal(blkview_receive(v, 2 + i, 0, 1, 1, &layer), -EAGAIN);
     blkview_release(v, used);
+    punch_all(v);
     assert_int_equal(blkview_receive(v, 2 + i, 0, 1, 1, &layer), 0);
     assert_int_equal(layer, used);
+    blkview_free(v);
+}
+
+/* So no more is in the store than was given credit for. */
+static void a_generation_is_filled_again_only_when_its_place_was_punched(void **state)
+{
+    struct blkview *v = new_view();
+    struct blkview_piece run;
+    uint32_t layer, used, other, i;
+    uint64_t offset, bytes;
+
+    (void)state;
+    assert_int_equal(blkview_receive(v, 1, 0, 16, 7, &used), 0);
+    blkview_commit(v, 1);
+    assert_int_equal(blkview_merge(v, &run), 1);
+    assert_false(blkview_punch(v, &layer, &offset, &bytes));
+    merge_run(v, &run);
+    assert_int_equal(blkview_merge(v, &run), 0);
+    for (i = 0; i < BLKVIEW_GENERATIONS - 1; i++) {
+        assert_int_equal(blkview_receive(v, 2 + i, 0, 1, 1, &layer), 0);
+        assert_int_not_equal(layer, used);
+    }
+    assert_true(blkview_punch(v, &layer, &offset, &bytes));
+    assert_int_equal(layer, used);
+    assert_int_equal(bytes, 2 * 4096);
+    assert_false(blkview_punch(v, &other, &offset, &bytes));
+    assert_int_equal(blkview_receive(v, 2 + i, 0, 1, 1, &other), -EAGAIN);
+    assert_int_equal(blkview_reclaimed(v), 0);
+    blkview_punched(v, layer);
+    assert_int_equal(blkview_reclaimed(v), 7);
+    assert_int_equal(blkview_receive(v, 2 + i, 0, 1, 1, &other), 0);
+    assert_int_equal(other, used);
     blkview_free(v);
 }
 
@@ -318,6 +368,9 @@ static void any_order_of_events_gives_what_the_model_says(void **state)
                 }
                 break;
             case 5:
+                if (!over && random() % 2) {
+                    punch_all(v);
+                }
                 if (held < 8 && blkview_merge(v, &runs[held]) == 1) {
                     held++;
                 }
@@ -376,6 +429,7 @@ int main(void)
         cmocka_unit_test(the_next_generation_waits_for_runs_of_the_one_before),
         cmocka_unit_test(a_run_that_failed_is_told_again),
         cmocka_unit_test(a_generation_that_is_read_from_is_not_filled_again),
+        cmocka_unit_test(a_generation_is_filled_again_only_when_its_place_was_punched),
         cmocka_unit_test(epochs_only_go_up),
         cmocka_unit_test(a_full_layer_refuses),
         cmocka_unit_test(any_order_of_events_gives_what_the_model_says),

@@ -25,7 +25,7 @@ struct blkchan {
 int blkchan_new(struct blkchan **out, int fd, enum blkchan_role role)
 {
     struct blkchan *ch = calloc(1, sizeof(*ch));
-    int flags = fd < 0 ? 0 : fcntl(fd, F_GETFL);
+    int flags = fd < 0 ? 0 : fcntl(fd, F_GETFL), rc;
 
     *out = NULL;
     if (!ch) {
@@ -40,8 +40,9 @@ int blkchan_new(struct blkchan **out, int fd, enum blkchan_role role)
         return -ENOMEM;
     }
     if (flags < 0 || (fd >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)) {
+        rc = -errno;
         blkchan_free(ch);
-        return -errno;
+        return rc;
     }
     ch->fd = fd;
     *out = ch;

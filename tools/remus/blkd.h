@@ -73,7 +73,8 @@ struct xfer {
     uint32_t layer[XFER_PIECES];    /* held while it is read; BLKVIEW_DISK: none */
 };
 
-/* The overlay has no room: -ENOSPC, and nothing has begun.  done() is never called from here. */
+/* The overlay has no room: -ENOSPC, and nothing has begun.  done() is never called from here.  It
+ * is told -ECANCELED when its layer, or the overlay, was emptied meanwhile. */
 int xfer_begin(struct xfer *x);
 
 /* ---- Disks, rings, jobs ---- */
@@ -138,7 +139,7 @@ enum stage {
     STAGE_IO,
     STAGE_SEND,                      /* WRITE: waits for room on the way to the other host */
     STAGE_STUCK,                     /* WRITE of the copy: its overlay is full */
-    STAGE_MERGE,                     /* FLUSH: waits for the merge after a takeover */
+    STAGE_MERGE,                     /* FLUSH, barrier: waits for the merge after a takeover */
     STAGE_COPY_OUT,                  /* READ: its data is to be copied */
     STAGE_ANSWERED,
 };
@@ -150,6 +151,7 @@ struct job {
     enum stage stage;
     bool synced;                     /* barrier: what came before is durable */
     bool send;                       /* WRITE: the other host is to have it */
+    int failed;                      /* WRITE: what it left there is read, and sent; its answer */
     uint64_t taken_us;
     uint32_t pages;
     uint32_t page[BLKRING_SEGS_MAX];
@@ -215,7 +217,9 @@ struct replication {
     bool epoch_owed;                 /* primary: EPOCH of the one before is not on its way yet */
     bool asked;                      /* a checkpoint, in this epoch */
     bool triggers;                   /* primary: the guest's next write is to ask for one */
-    uint64_t stuck_us;               /* since when a write waits to be sent; 0: none does */
+    uint64_t stuck_us;               /* since when the guest waits for the other host with nothing
+                                        more on its way there; 0: it does not */
+    uint64_t stuck_at;               /* what was on its way then */
     struct job_list send;
 
     /* first synchronisation */
@@ -236,7 +240,14 @@ struct replication {
     uint32_t ops;                    /* busy */
     uint32_t syncs;                  /* of disks, before SYNCED is answered */
     struct merge_op merge[MERGE_OPS];
+    struct blkio_op punch;           /* of a layer of a disk, in the store */
+    bool punching;
+    uint32_t punch_disk, punch_layer;
     uint64_t merge_again_us;         /* after an error, not before this */
+    struct xfer last_sync[REMUS_DISKS_MAX];
+    uint32_t last_syncs;             /* under way */
+    bool last_synced;                /* what was merged after a takeover is durable */
+    bool ended;                      /* the copy was let go: its requests are nobody's */
     struct job_list stuck, flushes;
 };
 
@@ -245,8 +256,10 @@ struct blkd {
     enum blkd_state state;
     enum blkd_role role;
     bool ctl_open, quit;
-    bool quit_merged;                /* ... when what the guest has written is on the disks */
+    bool quit_merged;                /* ... when what the guest has written is on the disks, and
+                                        what was taken is answered */
     bool busy;                       /* there is more to do: do not sleep */
+    bool committed;                  /* secondary: the copy is what the primary was */
     bool attached_before;            /* what is kept is our own, and over */
     uint64_t rest_epoch;             /* of the DETACH that is under way */
     uint64_t now_us;
@@ -313,6 +326,8 @@ bool sync_locks(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t s
 bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector);
 /* The write is on the disk: sends it, or has it wait for room. */
 void sync_send(struct job *j);
+/* What is on this disk cannot be told to the other host. */
+void sync_failed(struct blkd *b, uint32_t disk, uint64_t sector, int rc);
 /* The next disk epoch has begun. */
 void sync_epoch(struct blkd *b, uint64_t epoch);
 /* Whether the next write of the guest asks for a checkpoint. */

@@ -420,22 +420,66 @@ static void merge_work(struct blkd *b)
     }
 }
 
+/* ---- The store ------------------------------------------------------------------------------ */
+
+static void punch_done(struct blkio_op *op, int rc)
+{
+    struct blkd *b = op->arg;
+
+    b->busy = true;
+    b->r.punching = false;
+    blkview_punched(b->disk[b->r.punch_disk].view, b->r.punch_layer);
+    if (rc && daemon_may_say(b->domid, b->now_us)) {
+        daemon_say(DAEMON_WARNING, "domain %u: the store cannot give back what it does not need any "
+                   "more, and may grow: %s", b->domid, strerror(-rc));
+    }
+}
+
+/* What is on the disks does not stay in the store as well: other files share its room. */
+static void punch_work(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint64_t offset, bytes;
+    uint32_t i;
+
+    for (i = 0; !r->punching && i < b->disks; i++) {
+        if (!blkview_punch(b->disk[i].view, &r->punch_layer, &offset, &bytes)) {
+            continue;
+        }
+        r->punching = true;
+        r->punch_disk = i;
+        r->punch = (struct blkio_op){
+            .type = BLKIO_PUNCH, .file = STORE_FILE, .offset = offset, .bytes = bytes,
+            .done = punch_done, .arg = b,
+        };
+        blkio_begin(b->io, &r->punch);  /* there is room: this side has no slots of the other's */
+    }
+}
+
 /* ---- Rest, commit, takeover ----------------------------------------------------------------- */
+
+/* Requests of the copy that have not begun. */
+static void forget_waiting(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    for (i = 0; i < r->stuck.count; i++) {
+        job_forget(&b->jobs[r->stuck.job[i]]);
+    }
+    for (i = 0; i < b->wait.count; i++) {
+        job_forget(&b->jobs[b->wait.job[i]]);
+    }
+    r->stuck.count = b->wait.count = 0;
+}
 
 /* Writes that find no room in the overlay wait for the next checkpoint, which empties it. */
 static void stuck_work(struct blkd *b)
 {
     struct replication *r = &b->r;
-    uint32_t i;
 
     if (b->state == STATE_RESTING) {
-        for (i = 0; i < r->stuck.count; i++) {
-            job_forget(&b->jobs[r->stuck.job[i]]);
-        }
-        for (i = 0; i < b->wait.count; i++) {
-            job_forget(&b->jobs[b->wait.job[i]]);
-        }
-        r->stuck.count = b->wait.count = 0;
+        forget_waiting(b);
     } else if (r->stuck.count && !r->asked) {
         r->asked = true;
         daemon_say(DAEMON_INFO, "domain %u: the copy has written as much as its overlay holds; it "
@@ -462,12 +506,18 @@ void copy_commit(struct blkd *b, uint64_t epoch)
     b->busy = true;
 }
 
-/* The copy's guest is gone: what is committed still goes to the disks. */
+/* There is no copy any more, even if its guest still runs: what is committed goes to the disks, and
+ * nothing of its own. */
 void copy_end(struct blkd *b)
 {
     uint32_t i;
 
     b->role = ROLE_ACTIVE;
+    b->r.ended = true;
+    if (b->state != STATE_DETACHED) {
+        b->state = STATE_RESTING;
+    }
+    forget_waiting(b);
     close_channel(b);
     for (i = 0; i < b->disks; i++) {
         blkview_end(b->disk[i].view);
@@ -544,8 +594,6 @@ int copy_resume(struct blkd *b)
 
 void copy_takeover(struct blkd *b)
 {
-    struct replication *r = &b->r;
-    struct job_list stuck = r->stuck;
     uint32_t i;
 
     b->role = ROLE_ACTIVE;
@@ -554,11 +602,27 @@ void copy_takeover(struct blkd *b)
         blkview_takeover(b->disk[i].view);
     }
     keep_views(b);
-    r->stuck.count = 0;
-    for (i = 0; i < stuck.count; i++) {
-        job_again(&b->jobs[stuck.job[i]]);
-    }
     b->busy = true;
+}
+
+/* What found no room before a takeover goes to the disk, each when no run that is older is on its
+ * way there: those that begin later wait for it. */
+static void stuck_again(struct blkd *b)
+{
+    const struct job_list stuck = b->r.stuck;
+    uint32_t i;
+
+    b->r.stuck.count = 0;
+    for (i = 0; i < stuck.count; i++) {
+        struct job *j = &b->jobs[stuck.job[i]];
+
+        if (copy_locks(b, (uint32_t)(j->disk - b->disk), j->kept->req.sector,
+                       j->kept->req.sectors)) {
+            job_list_add(&b->r.stuck, j);
+        } else {
+            job_again(j);
+        }
+    }
 }
 
 /* Whether everything is on the disks, and nobody looks into the store any more. */
@@ -581,7 +645,43 @@ static bool merged(const struct blkd *b)
             return false;
         }
     }
-    return !b->r.ops;
+    return !b->r.ops && !b->r.punching;
+}
+
+static void last_sync_done(struct xfer *x, int rc)
+{
+    struct blkd *b = x->b;
+
+    b->busy = true;
+    b->r.last_syncs--;
+    if (rc) {
+        b->r.last_synced = false;
+        b->r.merge_again_us = b->now_us + MERGE_AGAIN_US;
+        if (daemon_may_say(b->domid, b->now_us)) {
+            daemon_say(DAEMON_ERROR, "domain %u disk %u: what the guest has written cannot be made "
+                       "durable: %s: it is tried again", b->domid, x->disk, strerror(-rc));
+        }
+    }
+}
+
+/* What was merged is durable before it is let go of in the store.  true: it is. */
+static bool last_sync(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    if (r->last_synced || r->last_syncs || b->now_us < r->merge_again_us) {
+        return r->last_synced && !r->last_syncs;
+    }
+    r->last_synced = true;           /* unless one fails */
+    r->last_syncs = b->disks;
+    for (i = 0; i < b->disks; i++) {
+        r->last_sync[i] = (struct xfer){
+            .b = b, .disk = i, .type = BLKIO_SYNC, .target = BLKVIEW_DISK, .done = last_sync_done,
+        };
+        xfer_begin(&r->last_sync[i]);
+    }
+    return !b->disks;
 }
 
 static void become_local(struct blkd *b)
@@ -627,10 +727,14 @@ void copy_work(struct blkd *b)
     if (b->quit || (b->role != ROLE_SECONDARY && b->role != ROLE_ACTIVE)) {
         return;
     }
+    if (b->role == ROLE_ACTIVE) {
+        stuck_again(b);
+    }
     merge_work(b);
     if (b->role == ROLE_SECONDARY) {
+        punch_work(b);
         credit_work(b);
-    } else if (merged(b)) {
+    } else if (merged(b) && last_sync(b)) {
         become_local(b);
     }
     if (b->r.chan && blkchan_flush(b->r.chan)) {

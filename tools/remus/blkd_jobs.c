@@ -75,6 +75,7 @@ static void job_begin(struct job *j, struct ring *ring)
     j->ring = ring;
     j->disk = &j->b->disk[ring->at.disk];
     j->synced = j->send = false;
+    j->failed = 0;
     j->x.target = BLKVIEW_DISK;
     j->pages = 0;
     j->taken_us = j->b->now_us;
@@ -199,7 +200,7 @@ bool jobs_overlap(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t
         const struct job *j = &b->jobs[b->active.job[i]];
         const struct blkring_request *req = &j->kept->req;
 
-        if (disk_number(j) == disk &&
+        if (disk_number(j) == disk && j->stage != STAGE_MERGE &&
             (req->op == BLKRING_WRITE || req->op == BLKRING_DISCARD ||
              (req->op == BLKRING_READ && !writes_only)) &&
             ranges_overlap(req->sector, req->sectors, sector, sectors)) {
@@ -209,14 +210,30 @@ bool jobs_overlap(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t
     return false;
 }
 
-/* Something that is under way must end before this request may begin. */
+/* Others of its disk have begun, and have not ended.  (Those that wait are behind it: the daemon
+ * before this one may have left two barriers.) */
+static bool others_run(const struct job *j)
+{
+    const struct blkd *b = j->b;
+    uint32_t i, waiting = 0;
+
+    for (i = 0; i < b->wait.count; i++) {
+        const struct job *w = &b->jobs[b->wait.job[i]];
+
+        waiting += w->disk == j->disk && w->stage == STAGE_WAIT;
+    }
+    return j->disk->busy > waiting;
+}
+
+/* Something that is under way must end before this request may begin, the first of those that
+ * wait. */
 static bool must_wait(const struct job *j)
 {
     const struct blkring_request *req = &j->kept->req;
     const bool writes = req->op == BLKRING_WRITE || req->op == BLKRING_DISCARD;
     const struct blkd *b = j->b;
 
-    if (req->barrier && j->disk->busy > 1) {
+    if (req->barrier && others_run(j)) {
         return true;
     }
     if (req->op == BLKRING_FLUSH || !req->sectors) {
@@ -231,10 +248,28 @@ static bool must_wait(const struct job *j)
 
 static void io_begin(struct job *j, enum blkio_type type);
 
+/* Durable means that of everything, and what was merged is not yet: once it is, the request is
+ * carried out from its beginning. */
+static bool waits_for_merge(struct job *j)
+{
+    if (j->b->role != ROLE_ACTIVE || !j->disk->view) {
+        return false;
+    }
+    j->stage = STAGE_MERGE;
+    j->x.target = BLKVIEW_DISK;      /* nothing of it is under way in the store */
+    job_list_add(&j->b->r.flushes, j);
+    return true;
+}
+
 /* A write is where it belongs: on the disk, at the other host, in the overlay. */
 void job_written(struct job *j)
 {
-    if (j->kept->req.barrier && j->b->role != ROLE_SECONDARY) {
+    if (j->failed) {
+        job_done(j, j->failed);
+    } else if (j->kept->req.barrier && j->b->role != ROLE_SECONDARY) {
+        if (waits_for_merge(j)) {
+            return;
+        }
         io_begin(j, BLKIO_SYNC);
     } else {
         job_done(j, 0);
@@ -246,11 +281,22 @@ static void xfer_done(struct xfer *x, int rc)
     struct job *j = x->arg;
     const struct blkring_request *req = &j->kept->req;
 
-    if (rc && j->b->role == ROLE_SECONDARY) {
+    if (j->b->r.ended) {
+        job_forget(j);
+    } else if (rc && j->b->role == ROLE_SECONDARY) {
         /* Its guest must not be told of it: it would not be a copy any more. */
         j->stage = STAGE_STUCK;
         job_list_add(&j->b->r.stuck, j);
         copy_failed(j->b, disk_number(j), rc);
+    } else if (j->failed) {
+        if (rc) {
+            sync_failed(j->b, disk_number(j), req->sector, rc);
+        }
+        sync_send(j);
+    } else if (rc && x->type == BLKIO_WRITE && j->send) {
+        /* Part of it may be on the disk, and the other one is not to differ from it. */
+        j->failed = rc;
+        io_begin(j, BLKIO_READ);
     } else if (rc) {
         job_done(j, rc);
     } else if (x->type == BLKIO_SYNC && req->op == BLKRING_WRITE && !j->synced) {
@@ -280,7 +326,9 @@ static void xfer_done(struct xfer *x, int rc)
 static void io_begin(struct job *j, enum blkio_type type)
 {
     const struct blkring_request *req = &j->kept->req;
-    const bool layers = j->disk->view && (type == BLKIO_READ || j->b->role == ROLE_SECONDARY);
+    const bool layers = j->disk->view &&
+                        (j->b->role == ROLE_SECONDARY ||
+                         (type == BLKIO_READ && !blkview_clean(j->disk->view)));
 
     j->stage = STAGE_IO;
     j->x = (struct xfer){
@@ -306,10 +354,7 @@ static void flush(struct job *j)
 {
     if (j->b->role == ROLE_SECONDARY) {
         job_done(j, 0);
-    } else if (j->disk->view) {
-        j->stage = STAGE_MERGE;
-        job_list_add(&j->b->r.flushes, j);
-    } else {
+    } else if (!waits_for_merge(j)) {
         io_begin(j, BLKIO_SYNC);
     }
 }
@@ -343,7 +388,9 @@ static void execute(struct job *j)
         if (!req->barrier) {
             io_begin(j, BLKIO_WRITE);
         } else if (j->b->role != ROLE_SECONDARY) {
-            io_begin(j, BLKIO_SYNC);
+            if (!waits_for_merge(j)) {
+                io_begin(j, BLKIO_SYNC);
+            }
         } else if (has_data(req)) {
             io_begin(j, BLKIO_WRITE);
         } else {

@@ -12,8 +12,8 @@
  *
  * From then on every write is sent when it is on this disk, before it is answered.  How much may be
  * on the way is the other side's to say (CREDIT).  CREDIT_KEPT of it is for the time of a rest, so
- * that what was taken can always be answered; beyond it, writes wait, and a copy that gives no
- * credit for STUCK_US is given up.
+ * that what was taken can always be answered; beyond it, writes wait.  A copy is given up when the
+ * guest has waited for STUCK_US, whatever for, and nothing more could be sent.
  */
 #include <endian.h>
 #include <errno.h>
@@ -69,6 +69,17 @@ static void lost(struct blkd *b, const char *why)
         ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, 0, "disks: %s", why);
     }
     sync_end(b);
+}
+
+void sync_failed(struct blkd *b, uint32_t disk, uint64_t sector, int rc)
+{
+    char text[128];
+
+    snprintf(text, sizeof(text), "a write of disk %u at sector %" PRIu64 " failed, and what is "
+             "there now cannot be read: %s", disk, sector, strerror(-rc));
+    if (replicating(b)) {
+        lost(b, text);
+    }
 }
 
 /* ---- The guest's writes --------------------------------------------------------------------- */
@@ -169,10 +180,35 @@ static void send_more(struct blkd *b)
         job_written(&b->jobs[r->send.job[done++]]);
     }
     job_list_shift(&r->send, done);
-    if (!r->send.count) {
+}
+
+/* The guest waits until more can be sent: with a write, behind a range that is to be sent first, or
+ * with all it does until an epoch's end is on its way. */
+static bool guest_waits(const struct blkd *b)
+{
+    const struct replication *r = &b->r;
+    const struct job *first = b->wait.count ? &b->jobs[b->wait.job[0]] : NULL;
+    bool sending = false;
+    uint32_t i;
+
+    for (i = 0; r->syncing && i < SYNC_SLOTS; i++) {
+        sending |= r->slot[i].stage == SYNC_SEND;
+    }
+    return r->send.count || r->epoch_owed ||
+           (sending && first && sync_locks(b, (uint32_t)(first->disk - b->disk),
+                                           first->kept->req.sector, first->kept->req.sectors));
+}
+
+static void stuck_work(struct blkd *b)
+{
+    const uint64_t at = b->r.sent + b->r.epoch;
+    struct replication *r = &b->r;
+
+    if (!guest_waits(b)) {
         r->stuck_us = 0;
-    } else if (done || !r->stuck_us) {
+    } else if (!r->stuck_us || r->stuck_at != at) {
         r->stuck_us = b->now_us;
+        r->stuck_at = at;
     } else if (b->now_us - r->stuck_us > STUCK_US) {
         lost(b, "the other host takes no more of the guest's writes (is its disk slow?)");
     }
@@ -510,7 +546,7 @@ static void frames_work(struct blkd *b)
 
 int sync_wait_ms(const struct blkd *b)
 {
-    return !replicating(b) || (!b->r.send.count && !(b->r.syncing && b->r.rate)) ? -1 : 50;
+    return !replicating(b) || (!guest_waits(b) && !(b->r.syncing && b->r.rate)) ? -1 : 50;
 }
 
 void sync_work(struct blkd *b)
@@ -526,6 +562,7 @@ void sync_work(struct blkd *b)
     if (replicating(b)) {
         put_epoch(b);
         slots_work(b);
+        stuck_work(b);
     }
     if (replicating(b)) {
         rc = blkchan_flush(b->r.chan);

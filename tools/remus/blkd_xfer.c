@@ -67,6 +67,13 @@ static void piece_begin(struct xfer *x, const struct blkview_piece *p, uint32_t 
     blkio_begin(x->b->io, &x->op[i]);   /* there is room: see blkio_new() in colo-blkd.c */
 }
 
+/* What a layer lost meanwhile (a takeover forgets what was not committed) is not to be looked for on
+ * the disk, much less written there. */
+static bool stays_in_store(const struct xfer *x)
+{
+    return x->target != BLKVIEW_DISK && (x->target != XFER_VIEW || x->type == BLKIO_WRITE);
+}
+
 /* The next pieces.  Their completions come later, from blkio_reap(). */
 static void more(struct xfer *x)
 {
@@ -89,8 +96,15 @@ static void more(struct xfer *x)
                               pieces, XFER_PIECES);
     }
     for (i = 0; i < count; i++) {
+        if (pieces[i].layer == BLKVIEW_DISK && stays_in_store(x)) {
+            x->rc = -ECANCELED;
+            break;
+        }
         x->at += pieces[i].sectors;
         piece_begin(x, &pieces[i], &used);
+    }
+    if (!x->running) {
+        x->done(x, x->rc);
     }
 }
 

@@ -201,12 +201,15 @@ static int take_data(const struct blkring_disk *disk, const struct layout *l, co
 static int take_discard(const struct blkring_disk *disk, const struct layout *l, const uint8_t *at,
                         struct blkring_request *q)
 {
+    int rc;
+
     if (!disk->discard) {
         return -EOPNOTSUPP;
     }
-    q->secure = at[1] & BLKIF_DISCARD_SECURE && disk->secure_discard;
+    q->secure = at[1] & BLKIF_DISCARD_SECURE;
     q->sectors = get64(at + l->discard_sectors);
-    return !q->sectors || writable(disk, q) ? -EBADMSG : range_check(disk, q);
+    rc = !q->sectors || writable(disk, q) ? -EBADMSG : range_check(disk, q);
+    return !rc && q->secure && !disk->secure_discard ? -EOPNOTSUPP : rc;
 }
 
 static int take_indirect(const struct blkring_disk *disk, const struct layout *l,

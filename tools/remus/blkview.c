@@ -11,8 +11,8 @@
 #define PIECES_MAX   64u
 
 /*
- * A layer: FREE -> PENDING (blkview_receive) -> COMMITTED (blkview_commit) -> FREE (merged).  The
- * overlay is FREE, which means that it is not merged, and COMMITTED from a takeover on.
+ * A layer: FREE -> PENDING (blkview_receive) -> COMMITTED (blkview_commit) -> FREE (merged), and
+ * punched out of the store before the next PENDING.  The overlay is FREE, which means that it is not merged, and COMMITTED from a takeover on.
  */
 enum layer_state { LAYER_FREE, LAYER_PENDING, LAYER_COMMITTED };
 
@@ -21,6 +21,8 @@ struct layer {
     enum layer_state state;
     uint64_t epoch, cost;
     uint32_t readers;
+    uint64_t stale;                 /* FREE: bytes of its part of the store that are to be punched */
+    bool punching;
 };
 
 /* In memory that others will read; the layers' frozen maps follow. */
@@ -195,7 +197,7 @@ int blkview_receive(struct blkview *v, uint64_t epoch, uint64_t sector, uint32_t
         if (l->state == LAYER_PENDING && l->epoch == epoch) {
             break;
         }
-        if (l->state == LAYER_FREE && !l->readers) {
+        if (l->state == LAYER_FREE && !l->readers && !l->stale) {
             free_layer = i;
         }
     }
@@ -224,12 +226,38 @@ void blkview_release(struct blkview *v, uint32_t layer)
     v->layer[layer].readers--;
 }
 
-static void layer_free(struct blkview *v, struct layer *l)
+static void layer_free(struct layer *l)
 {
+    l->stale = (uint64_t)blkmap_slots(l->map) * BLKMAP_SECTORS * SECTOR_BYTES;
     blkmap_clear(l->map);
-    v->reclaimed += l->cost;
-    l->cost = 0;
     l->state = LAYER_FREE;
+}
+
+bool blkview_punch(struct blkview *v, uint32_t *layer, uint64_t *offset, uint64_t *bytes)
+{
+    uint32_t i;
+
+    for (i = 1; i < BLKVIEW_LAYERS; i++) {
+        struct layer *l = &v->layer[i];
+
+        if (l->state == LAYER_FREE && l->stale && !l->readers && !l->punching) {
+            l->punching = true;
+            *layer = i;
+            *offset = v->store_offset + i * BLKVIEW_LAYER_BYTES;
+            *bytes = l->stale;
+            return true;
+        }
+    }
+    return false;
+}
+
+void blkview_punched(struct blkview *v, uint32_t layer)
+{
+    struct layer *l = &v->layer[layer];
+
+    v->reclaimed += l->cost;
+    l->cost = l->stale = 0;
+    l->punching = false;
 }
 
 void blkview_commit(struct blkview *v, uint64_t epoch)
@@ -253,7 +281,7 @@ static void forget_pending(struct blkview *v)
 
     for (i = 1; i < BLKVIEW_LAYERS; i++) {
         if (v->layer[i].state == LAYER_PENDING) {
-            layer_free(v, &v->layer[i]);
+            layer_free(&v->layer[i]);
         }
     }
 }
@@ -384,7 +412,7 @@ int blkview_merge(struct blkview *v, struct blkview_piece *run)
             return 0;               /* the next layer's may be newer than one of these */
         }
         if (!v->again) {
-            layer_free(v, &v->layer[v->merging]);
+            layer_free(&v->layer[v->merging]);
         }
         v->merging = BLKVIEW_DISK;
     }

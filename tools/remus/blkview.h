@@ -7,7 +7,7 @@
  *
  * A commit empties the overlay (the copy is what the primary is, from then on) and lets the
  * generations up to its disk epoch be read.  What is committed is merged into the disk, the oldest
- * generation first; the place in the store is free again when the disk has it.  A takeover forgets
+ * generation first; its place in the store is given back when the disk has all of it.  A takeover forgets
  * what is pending, and makes the overlay the newest generation.
  *
  * Pure: tells where things are and makes no I/O.  The store is a file; a place in it is told in
@@ -74,6 +74,12 @@ int blkview_merge(struct blkview *v, struct blkview_piece *run);
 /* The disk has it (then the layer does not any more); or it failed and is to be told again. */
 void blkview_merged(struct blkview *v, const struct blkview_piece *run);
 void blkview_unmerged(struct blkview *v, const struct blkview_piece *run);
+/*
+ * A generation that was merged or forgotten keeps its place in the store until that was punched
+ * out, and is not filled again before.  What is to be punched: false: nothing now.  It is told once.
+ */
+bool blkview_punch(struct blkview *v, uint32_t *layer, uint64_t *offset, uint64_t *bytes);
+void blkview_punched(struct blkview *v, uint32_t layer);
 /* The disk has got something newer than all layers. */
 void blkview_drop(struct blkview *v, uint64_t sector, uint32_t sectors);
 /* Nothing lies over the disk: no overlay, and nothing to merge. */
@@ -90,7 +96,7 @@ void blkview_freeze(struct blkview *v, void *memory);
 /* 0; -EINVAL: that is no frozen view; -ENOMEM. */
 int blkview_open(struct blkview **out, uint64_t store_offset, void *memory, size_t bytes);
 
-/* Cost of the generations that were merged or forgotten since the last call. */
+/* Cost of the generations whose place in the store was given back since the last call. */
 uint64_t blkview_reclaimed(struct blkview *v);
 /* Blocks in use: of the overlay; of all generations. */
 uint32_t blkview_overlay_blocks(const struct blkview *v);

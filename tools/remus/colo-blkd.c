@@ -28,7 +28,8 @@
  *
  * A daemon whose coordinator is gone goes on serving its guest by itself (a secondary's, which
  * serves only a copy, ends); SIGTERM ends it then, in order: as DETACH, then exit.  SIGTERM and
- * SIGINT are ignored while the coordinator is there.
+ * SIGINT are ignored while the coordinator is there.  QUIT is the same, from any state; a copy's
+ * requests are forgotten with it, and one that took over serves on until all is on the disks.
  *
  * A daemon that is killed leaves requests without an answer, and where they stood on their ring
  * there may be answers to others by then.  So what was taken is kept in memory that outlives the
@@ -252,11 +253,14 @@ static int do_disk(struct blkd *b, const struct ctl_in *in, char *error, size_t 
  */
 static int do_store(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
 {
-    const bool resumes = b->role == ROLE_LOCAL && b->keep->views && b->disks;
+    const bool local = b->role == ROLE_LOCAL && b->disks, resumes = local && b->keep->views;
     int rc = in->n_fds == 1 && !b->r.window && in->msg.epoch > 2 * CREDIT_KEPT &&
-             in->msg.epoch <= BLKVIEW_LAYER_BYTES && (b->role == ROLE_SECONDARY || resumes) ? 0
+             in->msg.epoch <= BLKVIEW_LAYER_BYTES && (b->role == ROLE_SECONDARY || local) ? 0
              : -EINVAL;
 
+    if (!rc && local && !resumes) {
+        return 0;                    /* it came to the end of that */
+    }
     if (!rc) {
         rc = blkio_set_file(b->io, STORE_FILE, in->fds[0]);
     }
@@ -305,6 +309,22 @@ static void stats_send(struct blkd *b)
                   NULL, 0, 1000);
 }
 
+/*
+ * With the first commit the copy has the primary's memory, grants and event channels.  The rings of
+ * its first run are not those that come now, even with the same references and port.
+ */
+static void do_commit(struct blkd *b, uint64_t epoch)
+{
+    uint32_t i;
+
+    for (i = 0; !b->committed && i < b->rings; i++) {
+        ring_release(b, &b->ring[i]);
+    }
+    b->rings = b->committed ? b->rings : 0;
+    b->committed = true;
+    copy_commit(b, epoch);
+}
+
 /* The guest runs: it may be owed a notification, and there may be requests nobody rang for. */
 static void do_go(struct blkd *b, uint64_t epoch, bool triggers)
 {
@@ -337,11 +357,24 @@ static void rested(struct blkd *b)
         blkring_detach(&b->ring[i].r);
     }
     b->state = STATE_DETACHED;
-    if (b->ctl_open) {
+    if (b->ctl_open && !b->quit_merged) {
         ctl_say(REMUS_CTL_FD, CTL_DETACHED, 0, b->rest_epoch, NULL);
     } else {
         b->quit = true;
     }
+}
+
+/* At the end of a round.  QUIT, like SIGTERM, is a rest first: whoever attaches to a ring whose
+ * requests are not all answered loses some. */
+static void rest_work(struct blkd *b)
+{
+    if (b->quit_merged && b->role != ROLE_ACTIVE && b->state != STATE_DETACHED) {
+        b->state = STATE_RESTING;
+    }
+    if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
+        rested(b);
+    }
+    b->quit |= b->quit_merged && b->role != ROLE_ACTIVE && b->state == STATE_DETACHED;
 }
 
 enum { NO = -1 };
@@ -365,8 +398,9 @@ static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
     case CTL_QUIT:
         if (b->role == ROLE_SECONDARY) {
             copy_end(b);
+        } else if (b->role == ROLE_PRIMARY) {
+            sync_end(b);
         }
-        b->quit = b->role != ROLE_ACTIVE;
         b->quit_merged = true;
         return true;
     case CTL_BLK_SYNC:
@@ -416,7 +450,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_BLK_STORE:  rc = do_store(b, in, error, sizeof(error)); break;
     case CTL_DETACH:     b->rest_epoch = in->msg.epoch; break;
     case CTL_GO:         do_go(b, in->msg.epoch, in->msg.code); break;
-    case CTL_BLK_COMMIT: copy_commit(b, in->msg.epoch); break;
+    case CTL_BLK_COMMIT: do_commit(b, in->msg.epoch); break;
     }
     if (rc) {
         blkd_fail(b, error);
@@ -429,15 +463,22 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_BLK_COMMIT: ctl_say(REMUS_CTL_FD, CTL_BLK_COMMITTED, 0, in->msg.epoch, NULL); break;
     case CTL_BLK_ATTACH: ctl_say(REMUS_CTL_FD, CTL_ATTACHED, 0, in->msg.epoch, NULL); break;
     }
+    if (in->msg.type == CTL_BLK_STORE && b->role == ROLE_LOCAL) {
+        /* The daemon before this one may not have got to say it. */
+        ctl_say(REMUS_CTL_FD, CTL_BLK_SYNCED, 0, 0, NULL);
+    }
 }
 
 /* A guest is not to hang because its coordinator is gone; a copy is nobody's then. */
 static void orphaned(struct blkd *b)
 {
-    daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
     epoll_ctl(b->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
     close(REMUS_CTL_FD);
     b->ctl_open = false;
+    if (b->quit_merged) {
+        return;                      /* it has said so before */
+    }
+    daemon_say(DAEMON_INFO, "domain %u: the coordinator is gone", b->domid);
     if (b->role == ROLE_SECONDARY || !b->rings) {
         b->quit = true;
         return;
@@ -533,10 +574,7 @@ static void loop(struct blkd *b)
         if (rc) {
             blkd_fail(b, strerror(-rc));
         }
-        if (b->state == STATE_RESTING && jobs_at_rest(b) && b->role != ROLE_ACTIVE) {
-            rested(b);
-        }
-        b->quit |= b->quit_merged && b->role != ROLE_ACTIVE;
+        rest_work(b);
     }
 }
 

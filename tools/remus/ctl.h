@@ -67,7 +67,8 @@ enum ctl_type {
                              SCM_RIGHTS; epoch: bytes that may wait there for each of overlay and
                              primary's writes; before the first DISK; answered by READY */
     CTL_BLK_COMMIT,       /* secondary, at rest: the copy's memory is the primary's at the end of
-                             disk epoch .epoch; answered by BLK_COMMITTED */
+                             disk epoch .epoch; answered by BLK_COMMITTED.  The first one lets go of
+                             the rings of the copy's first run: BLK_ATTACH follows */
     /* all */
     CTL_STATS_GET = 64,   /* answered by STATS, of colo-blkd by BLK_STATS */
     CTL_QUIT,             /* orderly end */
