@@ -21,7 +21,7 @@ struct layer {
     enum layer_state state;
     uint64_t epoch, cost;
     uint32_t readers;
-    uint64_t stale;                 /* FREE: bytes of its part of the store that are to be punched */
+    uint64_t stale;                 /* FREE: bytes of its part of the store to be punched */
     bool punching;
 };
 

@@ -7,8 +7,8 @@
  *
  * A commit empties the overlay (the copy is what the primary is, from then on) and lets the
  * generations up to its disk epoch be read.  What is committed is merged into the disk, the oldest
- * generation first; its place in the store is given back when the disk has all of it.  A takeover forgets
- * what is pending, and makes the overlay the newest generation.
+ * generation first; its place in the store is given back when the disk has all of it.  A takeover
+ * forgets what is pending, and makes the overlay the newest generation.
  *
  * Pure: tells where things are and makes no I/O.  The store is a file; a place in it is told in
  * bytes.  A layer is an index: 0 the overlay, others the generations.
@@ -76,7 +76,8 @@ void blkview_merged(struct blkview *v, const struct blkview_piece *run);
 void blkview_unmerged(struct blkview *v, const struct blkview_piece *run);
 /*
  * A generation that was merged or forgotten keeps its place in the store until that was punched
- * out, and is not filled again before.  What is to be punched: false: nothing now.  It is told once.
+ * out, and is not filled again before.  What is to be punched: false: nothing now.  It is told
+ * once.
  */
 bool blkview_punch(struct blkview *v, uint32_t *layer, uint64_t *offset, uint64_t *bytes);
 void blkview_punched(struct blkview *v, uint32_t layer);
