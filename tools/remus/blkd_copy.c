@@ -430,8 +430,8 @@ static void punch_done(struct blkio_op *op, int rc)
     b->r.punching = false;
     blkview_punched(b->disk[b->r.punch_disk].view, b->r.punch_layer);
     if (rc && daemon_may_say(b->domid, b->now_us)) {
-        daemon_say(DAEMON_WARNING, "domain %u: the store cannot give back what it does not need any "
-                   "more, and may grow: %s", b->domid, strerror(-rc));
+        daemon_say(DAEMON_WARNING, "domain %u: the store cannot give back what it does not need "
+                   "any more, and may grow: %s", b->domid, strerror(-rc));
     }
 }
 

@@ -67,8 +67,8 @@ static void piece_begin(struct xfer *x, const struct blkview_piece *p, uint32_t 
     blkio_begin(x->b->io, &x->op[i]);   /* there is room: see blkio_new() in colo-blkd.c */
 }
 
-/* What a layer lost meanwhile (a takeover forgets what was not committed) is not to be looked for on
- * the disk, much less written there. */
+/* What a layer lost meanwhile (a takeover forgets what was not committed) is not to be looked for
+ * on the disk, much less written there. */
 static bool stays_in_store(const struct xfer *x)
 {
     return x->target != BLKVIEW_DISK && (x->target != XFER_VIEW || x->type == BLKIO_WRITE);

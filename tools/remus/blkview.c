@@ -12,7 +12,8 @@
 
 /*
  * A layer: FREE -> PENDING (blkview_receive) -> COMMITTED (blkview_commit) -> FREE (merged), and
- * punched out of the store before the next PENDING.  The overlay is FREE, which means that it is not merged, and COMMITTED from a takeover on.
+ * punched out of the store before the next PENDING.  The overlay is FREE, which means that it is
+ * not merged, and COMMITTED from a takeover on.
  */
 enum layer_state { LAYER_FREE, LAYER_PENDING, LAYER_COMMITTED };
 
