@@ -107,6 +107,18 @@ static int do_op(struct fixture *f, enum blkio_type type, uint64_t offset, uint6
     return w.rc;
 }
 
+static void what_has_not_begun_waits_for_a_flush(void **state)
+{
+    struct fixture *f = *state;
+    struct waited w;
+
+    assert_false(blkio_waits(f->io));
+    begin(f, &w, 1, BLKIO_WRITE, 0, 4096, 1);
+    assert_true(blkio_waits(f->io));
+    wait_for(f, &w);
+    assert_false(blkio_waits(f->io));
+}
+
 static void what_is_written_in_pieces_is_read_in_others(void **state)
 {
     struct fixture *f = *state;
@@ -197,6 +209,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+        TEST(what_has_not_begun_waits_for_a_flush),
         TEST(what_is_written_in_pieces_is_read_in_others),
         TEST(a_punched_range_reads_as_zeroes_and_the_file_keeps_its_size),
         TEST(no_more_than_depth_are_under_way),

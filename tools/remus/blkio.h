@@ -11,6 +11,7 @@
 #ifndef REMUS_BLKIO_H
 #define REMUS_BLKIO_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -50,6 +51,8 @@ int blkio_set_file(struct blkio *io, uint32_t slot, int fd);
 /* 0; -EAGAIN: depth operations are under way.  Begins for certain with blkio_flush(). */
 int blkio_begin(struct blkio *io, struct blkio_op *op);
 int blkio_flush(struct blkio *io);
+/* Some have not begun: the kernel had no room for them.  blkio_flush() is to be called again. */
+bool blkio_waits(const struct blkio *io);
 
 /* Calls done() of what has completed; returns how many. */
 uint32_t blkio_reap(struct blkio *io);

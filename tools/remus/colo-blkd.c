@@ -574,6 +574,7 @@ static void loop(struct blkd *b)
         if (rc) {
             blkd_fail(b, strerror(-rc));
         }
+        b->busy |= blkio_waits(b->io);
         rest_work(b);
     }
 }
