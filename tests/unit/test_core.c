@@ -1258,6 +1258,21 @@ TEST(output_may_leave_for_as_long_as_the_secondary_promised_and_no_promise_is_to
     assert_int_equal(remus_core_lease_us(&f.core), echo + 5000 * MS);
 }
 
+/* Building its copy may have kept the secondary from reading for long. */
+TEST(an_old_echo_is_no_loss_before_there_is_a_copy)
+{
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "colo", true);
+    event(&f, RE_COPY_DONE);
+    f.now += 10000 * MS;
+    event(&f, RE_PEER_READY);
+    expect_state(&f, RP_SUSPEND);
+    event3(&f, RE_FRAME_ANY, 3000 * MS, f.now - 7000 * MS);
+    event(&f, RE_TICK);
+    expect_state(&f, RP_SUSPEND);
+}
+
 TEST(a_silent_secondary_ends_the_initial_copy)
 {
     struct fixture f;
@@ -2183,6 +2198,7 @@ int main(void)
         T(a_peer_that_is_no_longer_slow_is_given_less_but_never_less_than_was_announced),
         T(slow_times_are_forgotten),
         T(output_may_leave_for_as_long_as_the_secondary_promised_and_no_promise_is_too_long),
+        T(an_old_echo_is_no_loss_before_there_is_a_copy),
         T(a_silent_secondary_ends_the_initial_copy),
         T(a_secondary_that_no_longer_hears_us_counts_as_lost),
         T(silence_is_judged_before_the_frame_that_ends_it),

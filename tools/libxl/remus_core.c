@@ -1680,7 +1680,8 @@ static uint64_t silent_at(const struct remus_core *c)
     }
     at = after(c->heard_us, remus_core_timeout_us(c));
     at = at < c->trust_us ? c->trust_us : at;
-    if (c->params.role == REMUS_PRIMARY && c->echo_us && c->lease_us < at) {
+    /* Before there is a copy that could take over, an old echo is nothing but a slow peer. */
+    if (c->params.role == REMUS_PRIMARY && has(c, F_PEER_MAY_RUN) && c->lease_us < at) {
         at = c->lease_us;
     }
     return at;
