@@ -11,6 +11,9 @@ SBINDIR  ?= $(PREFIX)/sbin
 LIBEXEC  ?= $(PREFIX)/lib/remus
 INCDIR   ?= $(PREFIX)/include
 MANDIR   ?= $(PREFIX)/share/man
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
+# Pacemaker looks below /usr/lib/ocf/resource.d only: see xl-remus-ocf(7).
+OCFDIR   ?= $(PREFIX)/lib/ocf/resource.d/remus
 
 ifeq ($(origin CC),default)
 CC       := gcc

@@ -174,6 +174,8 @@ stages-fast:
 		O=$(O)/$(notdir $(CLANG)) all
 	@$(SUM) build-fuzz $(MAKE) --no-print-directory -k -j$(JOBS) fuzz-build
 	@$(SUM) style tests/style.sh
+	@$(SUM) units tests/units.sh $(O)
+	@if [ -x tests/ocf.sh ]; then $(SUM) ocf tests/ocf.sh $(O); fi
 	@$(foreach t,$(UNIT),$(SUM) $(t) $(O)/tests/unit/$(t);) :
 	@$(SUM) bench-report tests/bench/check-report
 	@if [ -x tests/sim/check.sh ]; then BUILD=$(O) $(SUM) sim tests/sim/check.sh; fi
@@ -211,27 +213,46 @@ deps:
 # ---- Installation -----------------------------------------------------------------------------
 
 HELPERS := $(filter-out xl,$(BUILT)) $(notdir $(SCRIPTS))
-MANPAGES := $(sort $(wildcard docs/man/*.1))
+# Units of systemd name the program by its path.
+UNITS   := $(patsubst tools/remus/systemd/%.in,%,$(sort $(wildcard tools/remus/systemd/*.in)))
 
-install: all
+OCF     := $(if $(wildcard tools/remus/ocf/remus),$(O)/ocf/remus)
+
+$(O)/ocf/%: tools/remus/ocf/% FORCE
+	@mkdir -p $(@D)
+	$(Q)sed 's,@SBINDIR@,$(SBINDIR),g' $< > $@.new && chmod 755 $@.new && mv $@.new $@
+
+$(O)/units/%: tools/remus/systemd/%.in FORCE
+	@mkdir -p $(@D)
+	$(Q)sed 's,@SBINDIR@,$(SBINDIR),g' $< > $@
+
+MANPAGES := $(sort $(wildcard docs/man/*.[1578]))
+# man1/xl-remus.1
+MANNAMES := $(foreach p,$(MANPAGES),man$(lastword $(subst ., ,$(p)))/$(notdir $(p)))
+
+install: all $(UNITS:%=$(O)/units/%) $(OCF)
 	$(INSTALL) -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(INCDIR)/xen/public \
-		$(DESTDIR)$(MANDIR)/man1
+		$(addprefix $(DESTDIR)$(MANDIR)/,$(sort $(dir $(MANNAMES))))
 	$(INSTALL) -m 755 $(O)/bin/xl $(DESTDIR)$(SBINDIR)/xl
 	$(foreach p,$(HELPERS),$(INSTALL) -m 755 $(O)/bin/$(p) $(DESTDIR)$(LIBEXEC)/$(p) &&) :
 	$(INSTALL) -m 644 xen/include/public/remus.h $(DESTDIR)$(INCDIR)/xen/public/remus.h
-	$(foreach p,$(MANPAGES),$(INSTALL) -m 644 $(p) $(DESTDIR)$(MANDIR)/man1/$(notdir $(p)) &&) :
+	$(INSTALL) -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(OCFDIR)
+	$(foreach p,$(OCF),$(INSTALL) -m 755 $(p) $(DESTDIR)$(OCFDIR)/$(notdir $(p)) &&) :
+	$(foreach p,$(UNITS),$(INSTALL) -m 644 $(O)/units/$(p) $(DESTDIR)$(UNITDIR)/$(p) &&) :
+	$(foreach p,$(MANNAMES),$(INSTALL) -m 644 docs/man/$(notdir $(p)) $(DESTDIR)$(MANDIR)/$(p) &&) :
 
 uninstall:
 	rm -f $(DESTDIR)$(SBINDIR)/xl $(patsubst %,$(DESTDIR)$(LIBEXEC)/%,$(PROGRAMS) $(notdir $(SCRIPTS))) \
 		$(DESTDIR)$(INCDIR)/xen/public/remus.h \
-		$(patsubst docs/man/%,$(DESTDIR)$(MANDIR)/man1/%,$(MANPAGES))
+		$(MANNAMES:%=$(DESTDIR)$(MANDIR)/%) $(UNITS:%=$(DESTDIR)$(UNITDIR)/%) \
+		$(OCF:$(O)/ocf/%=$(DESTDIR)$(OCFDIR)/%)
 	-rmdir $(DESTDIR)$(LIBEXEC)
 
 # ---- The rest -----------------------------------------------------------------------------------
 
 # Leaves the lab's images, which take minutes to build; distclean removes them too.
 clean:
-	rm -rf $(VARIANTS:%=$(O)/%) $(O)/bin $(O)/tests $(O)/logs $(O)/results $(O)/$(notdir $(CLANG))
+	rm -rf $(VARIANTS:%=$(O)/%) $(O)/bin $(O)/units $(O)/ocf $(O)/tests $(O)/logs $(O)/results $(O)/$(notdir $(CLANG))
 
 distclean: clean
 	rm -rf $(O)

@@ -74,7 +74,7 @@ check_options() { # SOURCE MAN
     check_options tools/xl/cmd_receive.c docs/man/xl-remus-receive.1
     check_options tools/xl/cmd_status.c docs/man/xl-remus-status.1
 } | rule "option without documentation"
-for page in docs/man/*.1; do
+for page in docs/man/*.[1578]; do
     [ -f "$page" ] && man --warnings -E UTF-8 -l -Tutf8 "$page" 2>&1 >/dev/null
 done | rule "manual page with errors"
 

@@ -318,7 +318,8 @@ def test_cleanup_removes_what_dead_sessions_left(lab):
     lab.execute("a", "pkill -KILL -x xl; pkill -KILL -x colo-proxyd; sleep 1")
     process.wait(60)
     got, text = run(lab, "xl remus-cleanup")
-    check(got == 2 and "xl remus --release g1" in text, text)
+    check(got == 2 and "g1 is fenced" in text and "xl remus --release g1" in text, text)
+    refused(lab, "xl remus --colo -F g1 b", "cut off", "xl remus --release g1")
     lab.execute("a", "xl destroy g1")
     got, text = run(lab, "xl remus-cleanup")
     check(got == 0 and "record of domain" in text and "rules of vif" in text, text)
@@ -401,6 +402,10 @@ def test_a_guest_that_nobody_decides_about_stays_fenced_until_released(lab):
         state = lab.execute("a", "xl list g1").stdout.splitlines()[-1]
         check(" ---s" not in state and "--p" not in state, "suspended or paused: " + state)
         check("vif" in lab.execute("a", "nft list ruleset").stdout, "the fence is gone")
+        # Nobody is left to notice that, and the guest may be running on b.
+        lab.execute("a", "nft flush ruleset")
+        got = lab.client_start(["ping", "-c", "5", "-i", "0.3", "-W", "1", guest.ip]).wait(20)
+        equal(got, 1, "status of ping: a fenced guest answers after a firewall's reload")
         lab.kill("b")
         lab.execute("a", "xl remus --release g1")
         check(guest.ask(7000, "hello"), "the guest answers")

@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import colo  # noqa: E402
 import labtest  # noqa: E402
 import test_arbiter  # noqa: E402
+import test_ops  # noqa: E402
 from test_disk import DiskGuest  # noqa: E402
 from labtest import check, deadline, equal, wait  # noqa: E402
 
@@ -92,6 +93,9 @@ def test_a_guest_is_switched_over_on_purpose(lab):
 def test_a_guest_is_protected_again_by_itself(lab):
     """--reprotect: the other way after a takeover, and this way after the loss of the copy."""
     forget_logs(lab)
+    for host in "ab":
+        test_ops.hook(lab, host, "write", test_ops.WRITES)
+        lab.execute(host, "rm -f %s; sync" % test_ops.TOLD)
     guest = lab.guest("a")
     witness = lab.witness()
     session = colo.Session(lab, guest, interval_ms=2000, arbiter=witness.spec, verify=False,
@@ -105,6 +109,9 @@ def test_a_guest_is_protected_again_by_itself(lab):
     before = session.log().count(": protected  epoch")
     lab.start("b")
     wait(lambda: session.log().count(": protected  epoch") > before, 120, "protection again", 0.5)
+    test_ops.wait_told(lab, "a", "re-protected")
+    told = [line[0] for line in test_ops.told(lab, "a")]
+    check(told[0] == "protected" and "degraded" in told, "told on a: %s" % told)
     client.wait_answers(10, timeout_s=60)
     # The guest's host goes, and comes back.
     lab.kill("a")
@@ -114,6 +121,7 @@ def test_a_guest_is_protected_again_by_itself(lab):
     lab.start("a")
     wait(lambda: (session.status("b") or {}).get("protected") and
          session.status("b")["role"] == "primary", 150, "g1 is protected on b", 1)
+    test_ops.wait_told(lab, "b", "re-protected")
     client.wait_answers(10, timeout_s=60)
     client.stop_without_errors()
 

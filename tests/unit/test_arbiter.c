@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_arbiter.c tools/libxl/remus_message.c */
+/* LINK: tools/libxl/remus_arbiter.c tools/libxl/remus_program.c tools/libxl/remus_message.c */
 /* The programs that decide who goes on: what they are told, and what their ends mean. */
 #include <setjmp.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-/* LINK: tools/xl/display.c tools/libxl/remus_message.c */
+/* LINK: tools/xl/display.c tools/libxl/remus_message.c tools/libxl/remus_transition.c tools/libxl/remus_core.c */
 /* What the operator sees: bar, live line, plain lines, JSON. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -35,6 +35,8 @@ static int play(const struct remus_session_params *p, struct remus_session_resul
         p->log(p->arg, XC_SR_WARN, "a sentence");
         status.epoch = 5;
         p->status(p->arg, &status);
+        p->committed(p->arg);
+        p->transition(p->arg, REMUS_T_PROTECTED, 1ull << 40, "because");
         p->active(p->arg, 77);
         result->end = REMUS_END_GUEST;
         strcpy(result->reason, "played");
@@ -58,6 +60,8 @@ static int play(const struct remus_session_params *p, struct remus_session_resul
     case FLOOD:
         for (i = 0; i < 20000; i++)
             p->status(p->arg, &status);
+        for (i = 0; i < 40; i++)
+            p->transition(p->arg, REMUS_T_DEGRADED, i, "again");
         p->active(p->arg, 1);
         result->end = REMUS_END_ACTIVE;
         break;
@@ -138,6 +142,11 @@ static void everything_that_is_said_arrives_in_order(void **state)
     assert_string_equal(m.text, "a sentence");
     assert_int_equal(next(&m), WORKER_STATUS);
     assert_int_equal(m.status.epoch, 5);
+    assert_int_equal(next(&m), WORKER_COMMITTED);
+    assert_int_equal(next(&m), WORKER_TRANSITION);
+    assert_int_equal(m.transition.what, REMUS_T_PROTECTED);
+    assert_int_equal(m.transition.epoch, 1ull << 40);
+    assert_string_equal(m.transition.reason, "because");
     assert_int_equal(next(&m), WORKER_ACTIVE);
     assert_int_equal(m.domid, 77);
     assert_int_equal(next(&m), WORKER_RESULT);
@@ -221,7 +230,7 @@ static void a_supervisor_that_stands_still_loses_no_turning_point(void **state)
 {
     struct worker_message m;
     enum worker_news news;
-    unsigned int statuses = 0;
+    unsigned int statuses = 0, transitions = 0;
     siginfo_t info;
 
     (void)state;
@@ -231,6 +240,9 @@ static void a_supervisor_that_stands_still_loses_no_turning_point(void **state)
     while ((news = next(&m)) == WORKER_STATUS)
         statuses++;
     assert_true(statuses > 0 && statuses < 20000);
+    for (; news == WORKER_TRANSITION; news = next(&m))
+        assert_int_equal(m.transition.epoch, transitions++);
+    assert_int_equal(transitions, 40);
     assert_int_equal(news, WORKER_ACTIVE);
     assert_int_equal(next(&m), WORKER_RESULT);
     assert_int_equal(next(&m), WORKER_ENDED);

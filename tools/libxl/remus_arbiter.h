@@ -22,10 +22,11 @@
 #include <stddef.h>
 
 #include "tools/libxl/remus_core.h"
+#include "tools/libxl/remus_program.h"
 
 #define REMUS_ARBITER_BYTES  256u   /* NAME:ARG and NUL */
 #define REMUS_ARBITER_NONE   "none" /* no program: whoever asks goes on */
-#define REMUS_ARBITER_SAID   160u
+#define REMUS_ARBITER_SAID   REMUS_PROGRAM_SAID
 #define REMUS_ARBITER_CHECK_MS 15000u
 
 struct remus_arbiter {

@@ -741,6 +741,11 @@ static uint32_t period_ms(const struct remus_core *c)
     return c->mode == own && c->params.period_ms ? c->params.period_ms : c->mode->period_ms;
 }
 
+uint32_t remus_core_period_ms(const struct remus_core *c)
+{
+    return period_ms(c);
+}
+
 static uint32_t rest_ms(const struct remus_core *c)
 {
     return c->params.rest_ms && (c->mode == c->params.mode || c->params.mode->chooses) ?

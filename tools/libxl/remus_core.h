@@ -248,6 +248,8 @@ void remus_core_event(struct remus_core *c, uint64_t now_us, const struct remus_
                       struct remus_actions *out);
 /* When RE_TICK is due at the latest. */
 uint64_t remus_core_next_us(const struct remus_core *c);
+/* As old as the mode that runs lets its checkpoint get. */
+uint32_t remus_core_period_ms(const struct remus_core *c);
 /*
  * The silence after which the peer counts as lost: three times the longest between two signs of
  * life in the last 10 to 20 times timeout_ms, within the limits of params.  What heartbeats

@@ -566,19 +566,33 @@ void remus_guest_xl_continue(const pid_t *pids, unsigned int count)
         kill(pids[count], SIGCONT);
 }
 
-void remus_guest_publish(struct xs_handle *xs, uint32_t domid, const char *node,
-                         const char *value)
+void remus_guest_publish_open(struct xs_handle *xs, uint32_t domid)
 {
     struct xs_permissions none = { .id = 0, .perms = XS_PERM_NONE };
     char path[PATH_BYTES];
 
     snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE, domid);
-    if (!xs_write(xs, XBT_NULL, path, "", 0))
-        return;
-    xs_set_permissions(xs, XBT_NULL, path, &none, 1);
-    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/%.64s", domid, node);
-    if (xs_write(xs, XBT_NULL, path, value, (unsigned int)strlen(value)))
+    if (xs_write(xs, XBT_NULL, path, "", 0))
         xs_set_permissions(xs, XBT_NULL, path, &none, 1);
+}
+
+void remus_guest_publish(struct xs_handle *xs, uint32_t domid, const char *node,
+                         const char *value)
+{
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/%.64s", domid, node);
+    xs_write(xs, XBT_NULL, path, value, (unsigned int)strlen(value));
+}
+
+bool remus_guest_is_there(struct xs_handle *xs, uint32_t domid)
+{
+    char path[PATH_BYTES], *text;
+
+    snprintf(path, sizeof(path), "/local/domain/%u/domid", domid);
+    text = read_node(xs, path);
+    free(text);
+    return text != NULL;
 }
 
 void remus_guest_unpublish(struct xs_handle *xs, uint32_t domid)

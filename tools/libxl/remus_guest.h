@@ -70,7 +70,14 @@ int remus_guest_resumed(struct xs_handle *xs, uint32_t domid);
 void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count);
 void remus_guest_xl_continue(const pid_t *pids, unsigned int count);
 
-/* Publishes a node of the xenstore interface, readable by dom0 only. */
+/*
+ * The directory of the xenstore interface, readable by dom0 only; what is made in it inherits that
+ * (xenstored, create_node).
+ */
+void remus_guest_publish_open(struct xs_handle *xs, uint32_t domid);
+/* Whether the toolstack has not forgotten the domain: what is written then is removed by nobody. */
+bool remus_guest_is_there(struct xs_handle *xs, uint32_t domid);
+/* A node of it. */
 void remus_guest_publish(struct xs_handle *xs, uint32_t domid, const char *node,
                          const char *value);
 void remus_guest_unpublish(struct xs_handle *xs, uint32_t domid);

@@ -306,10 +306,22 @@ const char *remus_message_string(const struct remus_message *m, const char *key)
     return YAJL_GET_STRING(field(m->tree, key));
 }
 
+/* "key", or "map.key". */
+static yajl_val inner_field(yajl_val object, const char *key)
+{
+    const char *dot = strchr(key, '.');
+    char map[64];
+
+    if (!dot)
+        return field(object, key);
+    snprintf(map, sizeof(map), "%.*s", (int)(dot - key), key);
+    return field(field(object, map), dot + 1);
+}
+
 bool remus_message_number(const struct remus_message *m, const char *key, uint64_t max,
                           uint64_t *value)
 {
-    yajl_val v = field(m->tree, key);
+    yajl_val v = inner_field(m->tree, key);
 
     if (!YAJL_IS_INTEGER(v) || YAJL_GET_INTEGER(v) < 0 || (uint64_t)YAJL_GET_INTEGER(v) > max)
         return false;

@@ -47,7 +47,7 @@ void remus_message_free(struct remus_message *m);
 const char *remus_message_type(const struct remus_message *m);
 /* NULL: no such field, or no string. */
 const char *remus_message_string(const struct remus_message *m, const char *key);
-/* False: no such field, no integer, or not in 0..max. */
+/* "map.key": of an object that is a field.  False: no such field, no integer, or not in 0..max. */
 bool remus_message_number(const struct remus_message *m, const char *key, uint64_t max,
                           uint64_t *value);
 /* The fallback when there is no such field or it is no boolean. */

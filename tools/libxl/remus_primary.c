@@ -27,8 +27,10 @@
 
 #include "tools/libxl/remus_disks.h"
 #include "tools/remus/blkring.h"
+#include "tools/remus/nftguard.h"
 #include "tools/remus/nftlease.h"
 #include "tools/remus/nftrules.h"
+#include "tools/remus/nftwatch.h"
 
 #define COPY_SUSPEND_MS     30000u
 #define COPY_PASSES         5u
@@ -63,6 +65,9 @@ struct primary {
     uint16_t queues;                /* the first netfilter queue's number */
     bool rules_in;
     bool fenced;                    /* paused and cut off, and to stay so */
+    bool rules_suspect;             /* some may have been removed */
+    int watch_fd;                   /* tells when rules are removed; -1: nobody listens */
+    uv_poll_t watch_poll;
     struct remus_lease *lease;      /* NULL: output needs none yet */
     uint64_t lease_us;              /* when it ends */
     int own_fd[REMUS_VIFS_MAX];     /* see own_frames */
@@ -432,6 +437,51 @@ static int own_frames(const char *netdev, int *fd)
     return rc;
 }
 
+static void on_rules_changed(uv_poll_t *poll_handle, int status, int events);
+
+/* From here on nobody can let the guest's output go by removing our rules. */
+static int guard_begin(struct primary *p)
+{
+    const char *vifs[REMUS_VIFS_MAX];
+    unsigned int i;
+    int rc;
+
+    for (i = 0; i < p->vif_count; i++)
+        vifs[i] = p->vifs[i].netdev;
+    rc = remus_guard_set(p->run.p->guard_fd, p->run.h.domid, vifs, p->vif_count);
+    if (rc)
+        remus_run_log(&p->run, XC_SR_ERROR, "packet filter: no table of one owner: %s",
+                      strerror(-rc));
+    if (!rc)
+        rc = remus_nftwatch_open(&p->watch_fd);
+    if (!rc) {
+        rc = uv_poll_init(&p->run.loop, &p->watch_poll, p->watch_fd);
+        if (rc) {
+            close(p->watch_fd);
+            p->watch_fd = -1;
+        }
+    }
+    if (!rc) {
+        p->watch_poll.data = p;
+        rc = uv_poll_start(&p->watch_poll, UV_READABLE, on_rules_changed);
+    }
+    return rc;
+}
+
+static void guard_end(struct primary *p)
+{
+    int rc = remus_guard_clear(p->run.p->guard_fd, p->run.h.domid);
+
+    if (rc)
+        remus_run_log(&p->run, XC_SR_ERROR, "packet filter: table remus-guard-%u stays until this "
+                      "process ends: %s", p->run.h.domid, strerror(-rc));
+    if (p->watch_fd < 0)
+        return;
+    uv_close((uv_handle_t *)&p->watch_poll, NULL);
+    close(p->watch_fd);
+    p->watch_fd = -1;
+}
+
 static int rules_install(struct primary *p)
 {
     char error[200] = "";
@@ -450,7 +500,7 @@ static int rules_install(struct primary *p)
     if (rc)
         remus_run_log(&p->run, XC_SR_ERROR, "%s", error);
     p->rules_in = true;         /* also when only some are */
-    return rc;
+    return rc ? rc : guard_begin(p);
 }
 
 static int lease_take(struct primary *p, uint64_t ms)
@@ -498,6 +548,83 @@ static void lease_begin(struct primary *p)
                        "output: %s", error[0] ? error : strerror(-rc));
 }
 
+/*
+ * Somebody removed rules of ours: `nft flush ruleset`, which a reload of the host's firewall begins
+ * with.  The kernel has dropped what was held, and the guard what came since; what the guest was
+ * sent meanwhile its copy was not.  So they are made again, and a checkpoint makes both equal.
+ */
+static int rules_restore(struct primary *p, char *error, size_t room)
+{
+    unsigned int i;
+    int rc = 0;
+
+    /* Whoever flushed less than the table has left one that nobody can repair. */
+    for (i = 0; !rc && i < p->vif_count; i++)
+        rc = remus_nft_protect(p->vifs[i].netdev, output_queue(p, i), input_queue(p, i),
+                               p->run.p->bypass, p->run.p->bypass_count, error, room);
+    p->lease_us = 0;
+    if (!rc && p->lease)
+        rc = lease_renew(p);
+    for (i = 0; !rc && p->lease && i < p->vif_count; i++)
+        rc = remus_nft_need_lease(p->vifs[i].netdev, error, room);
+    return rc;
+}
+
+static int rules_check(struct primary *p, char *error, size_t room)
+{
+    unsigned int i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < p->vif_count; i++)
+        rc = remus_nft_check(p->vifs[i].netdev, output_queue(p, i), input_queue(p, i),
+                             p->lease != NULL, error, room);
+    return rc;
+}
+
+/* Not while the guest is stopped: it takes some ms, and nothing is sent. */
+static void rules_look(struct primary *p)
+{
+    struct remus_run *r = &p->run;
+    char missing[200] = "", error[200] = "";
+    int rc;
+
+    if (!p->rules_suspect || r->core.guest_stopped)
+        return;
+    p->rules_suspect = false;
+    if (!p->rules_in || r->finished || !rules_check(p, missing, sizeof(missing)))
+        return;
+    rc = rules_restore(p, error, sizeof(error));
+    if (!rc)
+        rc = rules_check(p, error, sizeof(error));
+    if (rc) {
+        /* Not the whole table was removed, and what is left of it is of no use. */
+        rc = remus_nft_reset(error, sizeof(error));
+        if (!rc)
+            rc = rules_restore(p, error, sizeof(error));
+    }
+    r->rules_lost_epoch = r->core.epoch;
+    if (rc) {
+        /* As if colo-proxyd were gone: protection ends in order. */
+        remus_run_post(r, RE_DAEMON_LOST, 0, 0, "somebody removed the rules of protection from the "
+                       "packet filter, and they cannot be put back: %s",
+                       error[0] ? error : strerror(-rc));
+        return;
+    }
+    remus_run_log(r, XC_SR_WARN, "somebody removed the rules of protection from the packet filter "
+                  "(%s); they are back, nothing of the guest's has left meanwhile", missing);
+    remus_run_post(r, RE_CHECKPOINT_WANTED, 0, 0, "rules of protection were removed");
+}
+
+static void on_rules_changed(uv_poll_t *poll_handle, int status, int events)
+{
+    struct primary *p = poll_handle->data;
+
+    (void)status;
+    (void)events;
+    p->rules_suspect = remus_nftwatch_read(p->watch_fd) || p->rules_suspect;
+    rules_look(p);
+}
+
 static void lease_end(struct primary *p)
 {
     remus_lease_close(p->lease);
@@ -524,6 +651,7 @@ static void rules_remove(struct primary *p)
     own_frames_end(p);
     if (!p->rules_in)
         return;
+    guard_end(p);
     for (i = 0; i < p->vif_count; i++) {
         char error[200] = "";
 
@@ -855,7 +983,6 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         break;
     case RA_RELEASE:
         r->status.checkpoints++;
-        r->status.protected_now = true;
         if (r->daemon.fd >= 0)
             ctl_say(r->daemon.fd, CTL_RELEASE, 0, a->epoch, NULL);
         break;
@@ -1023,6 +1150,7 @@ static void primary_periodic(struct remus_run *r)
 {
     struct primary *p = self(r);
 
+    rules_look(p);
     if (p->lease && lease_renew(p))
         remus_run_log(r, XC_SR_WARN, "the kernel did not renew the lease for output");
     r->status.copy = p->copy_progress;
@@ -1137,13 +1265,13 @@ int remus_primary_run(const struct remus_session_params *params,
 {
     struct primary *p = calloc(1, sizeof(*p));
     struct remus_run *r;
-    char path[64], text[32], *name;
+    char path[64], *name;
     int rc;
 
     if (!p)
         return -ENOMEM;
     r = &p->run;
-    p->copy_pipe[0] = p->copy_pipe[1] = -1;
+    p->copy_pipe[0] = p->copy_pipe[1] = p->watch_fd = -1;
     memset(p->own_fd, -1, sizeof(p->own_fd));
     rc = remus_run_init(r, params, &primary_ops, result, p);
     if (rc)
@@ -1168,11 +1296,7 @@ int remus_primary_run(const struct remus_session_params *params,
     p->drain_timer.data = p;
 
     r->status.domid = params->domid;
-    snprintf(text, sizeof(text), "%d", (int)getpid());
-    remus_guest_publish(r->xs, params->domid, "pid", text);
-    remus_guest_publish(r->xs, params->domid, "role", "primary");
-    remus_guest_publish(r->xs, params->domid, "mode", params->core.mode->name);
-    remus_guest_publish(r->xs, params->domid, "peer", params->peer ? params->peer : "");
+    remus_run_introduce(r);
     remus_run_take_requests(r);
     remus_guest_xl_stop(r->name, p->minders, &p->minder_count);
     send_hello(r);

@@ -109,6 +109,8 @@ void remus_run_status(struct remus_run *r, bool force)
     }
     s->role = r->p->role;
     s->state = r->core.state;
+    s->health = r->health.shown;
+    s->lag_ms = r->lag_from_us && now > r->lag_from_us ? (now - r->lag_from_us) / 1000 : 0;
     s->epoch = r->core.epoch;
     s->epoch_age_ms = r->core.epoch_began_us && now > r->core.epoch_began_us
         ? (now - r->core.epoch_began_us) / 1000 : 0;
@@ -123,28 +125,120 @@ void remus_run_status(struct remus_run *r, bool force)
 
 static void arm_timer(struct remus_run *r);
 
-/* What changed since it was written last, at most once a second: scripts watch these nodes. */
+void remus_run_publish(struct remus_run *r, enum remus_node node, const char *text)
+{
+    static const char *const names[REMUS_NODE_COUNT] = {
+        [REMUS_NODE_STATE] = "state",
+        [REMUS_NODE_EPOCH] = "epoch",
+        [REMUS_NODE_PROTECTED] = "protected",
+        [REMUS_NODE_HEALTH] = "health",
+        [REMUS_NODE_LAG] = "lag",
+        [REMUS_NODE_DIVERGENCE] = "last-divergence",
+        [REMUS_NODE_REASON] = "reason",
+        [REMUS_NODE_MODE] = "mode",
+        [REMUS_NODE_RUNNING_MODE] = "running-mode",
+    };
+    char clean[sizeof(r->published[0])];
+
+    remus_text_clean(clean, sizeof(clean), text);
+    if (r->hidden || !strcmp(clean, r->published[node]))
+        return;
+    memcpy(r->published[node], clean, sizeof(clean));
+    remus_guest_publish(r->xs, r->h.domid, names[node], clean);
+}
+
+static void publish_number(struct remus_run *r, enum remus_node node, uint64_t value)
+{
+    char text[24];
+
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
+    remus_run_publish(r, node, text);
+}
+
+/* What changed since it was written last, at most once a second: scripts watch these nodes.  Not
+ * while the guest is stopped: xenstored may take its time. */
 static void publish(struct remus_run *r)
 {
+    const struct remus_status *s = &r->status;
     uint64_t now = remus_run_now_us();
-    char text[32];
 
-    if (!r->h.domid || r->hidden || now - r->published_us < PUBLISH_US)
+    if (!r->h.domid || r->hidden || r->core.guest_stopped || now - r->published_us < PUBLISH_US)
         return;
     r->published_us = now;
-    if (r->published_state != (int)r->core.state)
-        remus_guest_publish(r->xs, r->h.domid, "state", remus_state_name(r->core.state));
-    r->published_state = (int)r->core.state;
-    if (r->published_epoch != r->core.acked) {
-        snprintf(text, sizeof(text), "%lu", (unsigned long)r->core.acked);
-        remus_guest_publish(r->xs, r->h.domid, "epoch", text);
+    if (!remus_guest_is_there(r->xs, r->h.domid))
+        return;         /* what was written now would stay for ever */
+    remus_run_publish(r, REMUS_NODE_STATE, remus_state_name(r->core.state));
+    publish_number(r, REMUS_NODE_PROTECTED, s->protected_now);
+    remus_run_publish(r, REMUS_NODE_HEALTH, remus_health_name(r->health.shown));
+    remus_run_publish(r, REMUS_NODE_MODE, mode_asked_for(r));
+    remus_run_publish(r, REMUS_NODE_RUNNING_MODE, r->core.mode->name);
+    if (r->lag_from_us) {
+        publish_number(r, REMUS_NODE_EPOCH, r->core.acked);
+        publish_number(r, REMUS_NODE_LAG, (now - r->lag_from_us) / 1000);
     }
-    r->published_epoch = r->core.acked;
-    if (r->published_mode != r->core.mode) {
-        remus_guest_publish(r->xs, r->h.domid, "running-mode", r->core.mode->name);
-        remus_guest_publish(r->xs, r->h.domid, "mode", mode_asked_for(r));
+    if (s->last_divergence[0])
+        remus_run_publish(r, REMUS_NODE_DIVERGENCE, s->last_divergence);
+}
+
+void remus_run_introduce(struct remus_run *r)
+{
+    char pid[16];
+
+    snprintf(pid, sizeof(pid), "%d", (int)getpid());
+    remus_guest_publish_open(r->xs, r->h.domid);
+    remus_guest_publish(r->xs, r->h.domid, "pid", pid);
+    remus_guest_publish(r->xs, r->h.domid, "role",
+                        r->p->role == REMUS_PRIMARY ? "primary" : "secondary");
+    remus_run_publish(r, REMUS_NODE_MODE, r->p->core.mode->name);
+    remus_guest_publish(r->xs, r->h.domid, "peer", r->p->peer ? r->p->peer : "");
+    publish_number(r, REMUS_NODE_PROTECTED, 0);
+    remus_run_publish(r, REMUS_NODE_HEALTH, remus_health_name(REMUS_UNPROTECTED));
+}
+
+/* Told in xenstore and to the supervisor, who tells the hooks. */
+static void announce(struct remus_run *r, enum remus_transition what, const char *reason)
+{
+    if (what == REMUS_T_NONE || r->hidden)
+        return;
+    remus_run_log(r, XC_SR_DEBUG, "transition: %s (%s)", remus_transition_name(what), reason);
+    snprintf(r->status.reason, sizeof(r->status.reason), "%s", reason);
+    if (r->h.domid && remus_guest_is_there(r->xs, r->h.domid))
+        remus_run_publish(r, REMUS_NODE_REASON, reason);
+    if (r->p->transition)
+        r->p->transition(r->p->arg, what, r->core.acked, reason);
+}
+
+static void look_at_health(struct remus_run *r)
+{
+    uint64_t now = remus_run_now_us();
+    struct remus_health_facts facts = {
+        .rules_lost = r->rules_lost_epoch > r->core.acked,
+        .lag_us = r->lag_from_us && now > r->lag_from_us ? now - r->lag_from_us : 0,
+    };
+    enum remus_transition what;
+    const char *why;
+
+    what = remus_health_show(&r->health, remus_health_judge(&r->core, &facts, &why), now);
+    announce(r, what, what == REMUS_T_REPROTECTED ? "all is well again" : why);
+}
+
+/* What an event of the core means to others, once its actions are given. */
+static void look_at_change(struct remus_run *r, enum remus_state before, uint64_t acked_before)
+{
+    const struct remus_core *c = &r->core;
+    enum remus_transition what = remus_transition_of_states(c, before);
+    char text[120];
+
+    if (c->acked != acked_before)
+        r->lag_from_us = r->p->role == REMUS_PRIMARY ? c->stopped_us : c->now_us;
+    if (what == REMUS_T_PROTECTED) {
+        snprintf(text, sizeof(text), "the first checkpoint is whole on %.80s",
+                 r->p->role == REMUS_PRIMARY ? r->p->peer : "this host");
+        announce(r, what, text);
+        look_at_health(r);
+    } else {
+        announce(r, what, c->reason);
     }
-    r->published_mode = r->core.mode;
 }
 
 /*
@@ -174,6 +268,7 @@ static void pump(struct remus_run *r)
     while (r->event_count && !r->finished) {
         struct remus_event event = r->events[r->event_first].event;
         enum remus_state before = r->core.state;
+        uint64_t acked = r->core.acked;
         struct remus_actions actions = { .count = 0 };
         char text[200];
         unsigned int i;
@@ -183,6 +278,7 @@ static void pump(struct remus_run *r)
         r->event_first = (r->event_first + 1) % RUN_EVENTS_MAX;
         r->event_count--;
         remus_core_event(&r->core, remus_run_now_us(), &event, &actions);
+        r->status.protected_now = remus_core_protects(&r->core);
         if (r->core.state != before)
             remus_run_log(r, XC_SR_DEBUG, "%s -> %s", remus_state_name(before),
                           remus_state_name(r->core.state));
@@ -190,6 +286,7 @@ static void pump(struct remus_run *r)
             test_point(r);
         for (i = 0; i < actions.count; i++)
             r->ops->action(r, &actions.list[i]);
+        look_at_change(r, before, acked);
     }
     r->pumping = false;
     arm_timer(r);
@@ -280,6 +377,7 @@ static void on_period(uv_timer_t *timer)
     ask_daemon(r, remus_disks_daemon(r));
     if (r->ops->periodic)
         r->ops->periodic(r);
+    look_at_health(r);
     publish(r);
     remus_run_status(r, false);
 }
@@ -980,36 +1078,105 @@ void remus_run_arbitrate(struct remus_run *r)
 
 #define REQUEST_TOKEN "request"
 
+static void grant(struct remus_run *r, enum remus_question question)
+{
+    remus_run_post(r, question == REMUS_ASK_STOP ? RE_OPERATOR_STOP : RE_SWITCH, 0, 0, NULL);
+}
+
+static const char *granted(enum remus_question question)
+{
+    return question == REMUS_ASK_STOP ? "accepted: stop" : "accepted: failover";
+}
+
+/* ---- Gates ---- */
+
+static bool gates_not_wanted(void *arg)
+{
+    return atomic_load(&((struct remus_run *)arg)->gating.given_up);
+}
+
+static void gate_says(void *arg, enum xc_sr_level level, const char *text)
+{
+    remus_run_log(arg, level, "%s", text);
+}
+
+static void ask_gates(uv_work_t *work)
+{
+    struct remus_run *r = work->data;
+    struct remus_gating *g = &r->gating;
+
+    g->rc = remus_gates_ask(&g->call, g->question, gates_not_wanted, gate_says, r, g->said,
+                            sizeof(g->said));
+}
+
+static void gates_answered(uv_work_t *work, int status)
+{
+    struct remus_run *r = work->data;
+    struct remus_gating *g = &r->gating;
+    char answer[sizeof(g->said) + 16];
+
+    (void)status;
+    g->running = false;
+    if (r->finished || r->hidden)
+        return;
+    snprintf(answer, sizeof(answer), "refused: %s", g->said);
+    remus_run_log(r, g->rc ? XC_SR_WARN : XC_SR_INFO, "request in xenstore: %s",
+                  g->rc ? answer : granted(g->question));
+    remus_guest_publish(r->xs, r->h.domid, "answer", g->rc ? answer : granted(g->question));
+    if (!g->rc)
+        grant(r, g->question);
+}
+
+/* NULL: the answer will come. */
+static const char *ask_or_grant(struct remus_run *r, enum remus_question question)
+{
+    struct remus_gating *g = &r->gating;
+
+    if (!r->p->hooks || !remus_hooks_present(r->p->hooks, true)) {
+        grant(r, question);
+        return granted(question);
+    }
+    g->question = question;
+    uuid_unparse_lower(r->p->session, g->session);
+    snprintf(g->domain, sizeof(g->domain), "%s", r->name);
+    g->call = (struct remus_hook_call){
+        .dir = r->p->hooks, .role = r->p->role, .domain = g->domain, .peer = r->p->peer,
+        .mode = r->core.mode->name, .session = g->session, .reason = "on request",
+        .domid = r->h.domid, .epoch = r->core.acked, .status = -1,
+    };
+    g->work.data = r;
+    g->running = !uv_queue_work(&r->loop, &g->work, ask_gates, gates_answered);
+    return g->running ? NULL : "refused: no thread to ask the gates in";
+}
+
 static const char *obey(struct remus_run *r, const char *request)
 {
     bool primary = r->p->role == REMUS_PRIMARY;
     const struct replication_mode *mode;
 
-    if (!strcmp(request, "stop")) {
-        remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
-        return "accepted: stop";
-    }
+    if (r->gating.running)
+        return "refused: the gates are being asked about another request";
+    if (!strcmp(request, "stop"))
+        return ask_or_grant(r, REMUS_ASK_STOP);
     if (strcmp(request, "checkpoint") && strcmp(request, "failover") &&
         strncmp(request, "mode ", 5))
         return "refused: a request is checkpoint, stop, failover or mode NAME";
     if (!primary)
         return "refused: that is for the host whose guest is protected";
     if (!r->status.protected_now)
-        return "refused: the guest is not protected yet";
-    if (!strcmp(request, "checkpoint")) {
-        remus_run_post(r, RE_CHECKPOINT_WANTED, 0, 0, "an operator wants it");
-        return "accepted: checkpoint";
-    }
+        return "refused: the guest is not protected now";
+    if (!strcmp(request, "failover"))
+        return ask_or_grant(r, REMUS_ASK_SWITCH);
     if (!strncmp(request, "mode ", 5)) {
         mode = remus_mode_by_name(request + 5);
         if (!mode)
             return "refused: a mode is colo, remus, kemari, curling or auto";
         remus_run_post(r, RE_MODE, 0, mode->wire, NULL);
-        remus_guest_publish(r->xs, r->h.domid, "mode", mode_asked_for(r));
+        remus_run_publish(r, REMUS_NODE_MODE, mode_asked_for(r));
         return "accepted: mode";
     }
-    remus_run_post(r, RE_SWITCH, 0, 0, NULL);
-    return "accepted: failover";
+    remus_run_post(r, RE_CHECKPOINT_WANTED, 0, 0, "an operator wants it");
+    return "accepted: checkpoint";
 }
 
 /* The node can hold anything that somebody in dom0 wrote. */
@@ -1027,8 +1194,10 @@ static void read_request(struct remus_run *r)
     xs_rm(r->xs, XBT_NULL, path);
     answer = obey(r, request);
     remus_text_clean(path, 40, request);
-    remus_run_log(r, XC_SR_INFO, "request in xenstore: %s; %s", path, answer);
-    remus_guest_publish(r->xs, r->h.domid, "answer", answer);
+    remus_run_log(r, XC_SR_INFO, "request in xenstore: %s; %s", path,
+                  answer ? answer : "asking the gates");
+    if (answer)
+        remus_guest_publish(r->xs, r->h.domid, "answer", answer);
     free(request);
 }
 
@@ -1077,7 +1246,6 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->side = side;
     r->daemon.fd = r->link_epoll = -1;
     remus_disks_init(&r->disks);
-    r->published_state = -1;
     memset(result, 0, sizeof(*result));
     rc = uv_loop_init(&r->loop);
     if (rc)
@@ -1177,6 +1345,7 @@ void remus_run_dispose(struct remus_run *r)
             shutdown(fd, SHUT_WR);
     }
     atomic_store(&r->arbitration.given_up, true);
+    atomic_store(&r->gating.given_up, true);
     remus_run_work_wait(r);
     remus_run_daemon_stop(&r->daemon);
     remus_disks_dispose(r);

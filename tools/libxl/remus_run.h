@@ -16,6 +16,7 @@
 #include "tools/libxl/remus_core.h"
 #include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_guest.h"
+#include "tools/libxl/remus_hook.h"
 #include "tools/libxl/remus_proto.h"
 #include "tools/libxl/remus_session.h"
 #include "tools/remus/ctlio.h"
@@ -99,6 +100,25 @@ struct remus_arbitration {
     char said[REMUS_ARBITER_SAID];
 };
 
+/* A request in xenstore that gates (remus_hook.h) are asked about. */
+struct remus_gating {
+    uv_work_t work;
+    bool running;
+    atomic_bool given_up;
+    enum remus_question question;
+    struct remus_hook_call call;
+    char session[37], domain[REMUS_NAME_MAX];
+    int rc;
+    char said[300];
+};
+
+/* Nodes of the xenstore interface that change. */
+enum remus_node {
+    REMUS_NODE_STATE, REMUS_NODE_EPOCH, REMUS_NODE_PROTECTED, REMUS_NODE_HEALTH, REMUS_NODE_LAG,
+    REMUS_NODE_DIVERGENCE, REMUS_NODE_REASON, REMUS_NODE_MODE, REMUS_NODE_RUNNING_MODE,
+    REMUS_NODE_COUNT
+};
+
 struct remus_run {
     const struct remus_session_params *p;
     const struct remus_run_ops *ops;
@@ -124,6 +144,7 @@ struct remus_run {
     struct remus_disks disks;
     struct remus_work work;
     struct remus_arbitration arbitration;
+    struct remus_gating gating;
 
     struct remus_core core;
     struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
@@ -137,9 +158,11 @@ struct remus_run {
 
     struct remus_status status;
     uint64_t status_us;
-    uint64_t published_us, published_epoch; /* xenstore nodes, as written last */
-    int published_state;
-    const struct replication_mode *published_mode;
+    uint64_t published_us;          /* xenstore nodes, as written last */
+    char published[REMUS_NODE_COUNT][REMUS_XS_TEXT_MAX + 1];
+    struct remus_health_view health;
+    uint64_t lag_from_us;           /* when the newest acknowledged epoch ended; 0: there is none */
+    uint64_t rules_lost_epoch;      /* primary: the epoch in which somebody removed rules; 0 */
     uint32_t pauses[RUN_PAUSES];
     uint64_t pause_count;
 };
@@ -209,6 +232,10 @@ int remus_run_command(struct remus_run *r, char **args, const char *input, size_
 void remus_run_pause_taken(struct remus_run *r, uint64_t pause_us);
 /* Requests in xenstore are read from here on (xen/include/public/remus.h); .h.domid is known. */
 void remus_run_take_requests(struct remus_run *r);
+/* Writes the nodes of xen/include/public/remus.h that do not change; .h.domid is known. */
+void remus_run_introduce(struct remus_run *r);
+/* A node that changes, unless it says that already. */
+void remus_run_publish(struct remus_run *r, enum remus_node node, const char *text);
 /* From here on nobody is told of this session, in xenstore or otherwise. */
 void remus_run_hide(struct remus_run *r);
 /* Tells the user, at most twice a second unless forced. */

@@ -262,7 +262,6 @@ static void end_stream(struct secondary *s)
 static void begin_first_run(struct secondary *s, uint32_t domid)
 {
     struct remus_run *r = &s->run;
-    char text[32];
     pid_t holder;
     int rc;
 
@@ -272,11 +271,7 @@ static void begin_first_run(struct secondary *s, uint32_t domid)
     if (rc)
         remus_run_log(r, XC_SR_WARN, "the lock of domain %u is held by process %d: %s", domid,
                       (int)holder, strerror(-rc));
-    snprintf(text, sizeof(text), "%d", (int)getpid());
-    remus_guest_publish(r->xs, domid, "pid", text);
-    remus_guest_publish(r->xs, domid, "role", "secondary");
-    remus_guest_publish(r->xs, domid, "mode", r->p->core.mode->name);
-    remus_guest_publish(r->xs, domid, "peer", r->p->peer ? r->p->peer : "");
+    remus_run_introduce(r);
     remus_run_take_requests(r);
     rc = xc_sr_secondary_open(&s->sr, &r->h);
     if (!rc)
@@ -567,7 +562,6 @@ static void apply_report(struct secondary *s, uint64_t applied_us)
     r->status.rolled_back = stats->rolled_back;
     r->status.dirty_pages = s->epoch.pages;
     r->status.checkpoints++;
-    r->status.protected_now = true;
     if (r->p->verify) {
         r->status.verify_epochs++;
         r->status.verify_bad += stats->verify_bad;
@@ -748,7 +742,6 @@ static void take_over(struct secondary *s)
         remus_run_log(r, XC_SR_WARN, "took over, but the guest keeps the name %s--incoming or the "
                       "configuration of a copy", s->guest_name);
     remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
-    remus_guest_publish(r->xs, r->h.domid, "reason", r->core.reason);
     remus_run_log(r, XC_SR_WARN, "took over %lu ms after the last sign of %s",
                   (unsigned long)r->status.failover_ms, r->p->peer);
     remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
@@ -804,7 +797,6 @@ static void mind(struct secondary *s, const struct remus_action *a)
     }
     r->result->end = (enum remus_end)a->value;
     snprintf(r->status.reason, sizeof(r->status.reason), "%s", a->text);
-    r->status.protected_now = false;
     remus_run_status(r, true);
     if (r->p->active)
         r->p->active(r->p->arg, r->h.domid);

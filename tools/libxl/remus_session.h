@@ -14,6 +14,7 @@
 #include "tools/libxc/xc_sr.h"
 #include "tools/libxl/remus_core.h"
 #include "tools/libxl/remus_disk.h"
+#include "tools/libxl/remus_transition.h"
 #include "tools/remus/bypass.h"
 #include "tools/remus/ctl.h"
 
@@ -24,7 +25,10 @@ struct remus_status {
     char domain[64], peer[256];
     char mode[16], running_mode[16]; /* as asked for; the epoch's (auto: its choice) */
     uint32_t domid;
-    bool protected_now;             /* an acknowledged epoch exists and the peer is alive */
+    bool protected_now;             /* a copy could take over: an acknowledged epoch exists, and the
+                                       peer does not count as lost */
+    enum remus_health health;
+    uint64_t lag_ms;                /* age of the newest acknowledged epoch's state; 0: none yet */
     uint64_t epoch, epoch_age_ms;
     uint64_t checkpoints, requested[CTL_WHY_COUNT]; /* those that comparison asked for, by reason */
     /* initial copy */
@@ -59,6 +63,7 @@ struct remus_session_params {
     int link_fd;                    /* connected, secret already proven; owned by the session */
     int packet_fd;                  /* -1 without net; owned by the session */
     int disk_fd;                    /* -1 without disks; owned by the session */
+    int guard_fd;                   /* primary: nftguard.h; the supervisor has it open, too */
     const struct remus_disk_place *disks; /* secondary: in the order of the guest's numbers */
     unsigned int disk_count;
     const char *store;              /* secondary: directory for what is not on the disks yet */
@@ -71,9 +76,12 @@ struct remus_session_params {
     unsigned int bypass_count;
     uint8_t session[16];            /* UUID */
     const char *arbiter;            /* remus_arbiter.h: NAME[:ARG] */
+    const char *hooks;              /* remus_hook.h: directory of the gates */
     void *arg;
     void (*log)(void *arg, enum xc_sr_level level, const char *text);
     void (*status)(void *arg, const struct remus_status *status);
+    /* A moment that hooks are told of; may be NULL. */
+    void (*transition)(void *arg, enum remus_transition what, uint64_t epoch, const char *reason);
     /* Polled by the loop; set from a signal handler: 1 orderly stop. */
     volatile int *stop_request;
     /* Before the first step that cannot be taken back; may be NULL.  Primary: a byte of epoch 1 is

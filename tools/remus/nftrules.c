@@ -14,13 +14,14 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "tools/remus/nftguard.h"
 #include "tools/remus/nftlease.h"
 
 #define NFT_LOCK        "/run/remus-nft.lock"
 #define NFT_TABLE       "bridge remus"
 #define NFT_VIFS_MAX    4096u
 #define NFT_QUEUE_BASE  1024u    /* lower numbers are left to the host's own rules */
-#define NFT_SCRIPT_MAX  (4096u + REMUS_BYPASS_MAX * 2 * (2 * REMUS_BYPASS_TEXT_MAX + 96u))
+#define NFT_SCRIPT_MAX  (4096u + REMUS_BYPASS_MAX * 2 * (2 * REMUS_BYPASS_TEXT_MAX + 144u))
 
 /*
  * Output is caught before any other rule sees it, so that the comparison knows all that the guest
@@ -289,15 +290,18 @@ static void script_steer(char *script, const char *vif, unsigned int side, unsig
                          unsigned int count)
 {
     char rule[2 * REMUS_BYPASS_TEXT_MAX];
+    /* What the guard wants to see (nftguard.h). */
+    const char *mark = side ? "" : "meta mark set meta mark or " REMUS_NFT_MARK_TEXT " ";
     unsigned int i;
 
     script_add(script, "add chain " NFT_TABLE " %s-%u\n", nft_sides[side], queue);
     for (i = 0; i < count; i++) {
         remus_bypass_rule(&bypass[i], side == 0, rule, sizeof(rule));
-        script_add(script, "add rule " NFT_TABLE " %s-%u %s counter accept\n", nft_sides[side],
-                   queue, rule);
+        script_add(script, "add rule " NFT_TABLE " %s-%u %s counter %saccept\n", nft_sides[side],
+                   queue, rule, mark);
     }
-    script_add(script, "add rule " NFT_TABLE " %s-%u queue num %u", nft_sides[side], queue, queue);
+    script_add(script, "add rule " NFT_TABLE " %s-%u %squeue num %u", nft_sides[side], queue, mark,
+               queue);
     script_add(script, queues > 1 ? "-%u\n" : "\n", queue + queues - 1);
     script_add(script, "add element " NFT_TABLE " %s { \"%s\" : goto %s-%u }\n", nft_sides[side],
                vif, nft_sides[side], queue);
@@ -430,6 +434,85 @@ int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
     }
 
 out:
+    nft_end(&n);
+    return rc;
+}
+
+/* Whether a chain holds all of these words. */
+static int nft_chain_has(struct nft *n, const char *chain, const char *const *words, size_t count)
+{
+    char script[64];
+    const char *text;
+    size_t i;
+
+    snprintf(script, sizeof(script), "list chain " NFT_TABLE " %.32s", chain);
+    if (nft_run_cmd_from_buffer(n->ctx, script)) {
+        return nft_fail(n, -ENOENT, chain, "the chain is gone");
+    }
+    text = nft_ctx_get_output_buffer(n->ctx);
+    for (i = 0; i < count; i++) {
+        if (!text || !strstr(text, words[i])) {
+            return nft_fail(n, -ENOENT, chain, "a rule is gone");
+        }
+    }
+    return 0;
+}
+
+int remus_nft_check(const char *vif, uint16_t output_queue, uint16_t input_queue, bool leased,
+                    char *error, size_t error_bytes)
+{
+    static const struct {
+        const char *chain, *words[3];
+    } base[] = {
+        { "output", { "hook prerouting", "@fenced", "vmap @output" } },
+        { "leases", { "hook prerouting", "@leased", "vmap @until" } },
+        { "input", { "hook postrouting", "@fenced", "vmap @input" } },
+    };
+    const char *const queue = "queue";
+    const struct remus_nft_vif *now;
+    char chain[32];
+    struct nft n;
+    size_t i;
+    int rc;
+
+    rc = nft_begin(&n, vif, error, error_bytes);
+    if (rc) {
+        rc = -ENOENT;            /* a map or a set of ours is gone, or another's table */
+        goto out;
+    }
+    now = nft_find(&n, vif);
+    if (!n.table || !now || !now->steered || now->output_queue != output_queue ||
+        now->input_queue != input_queue || (leased && !now->leased)) {
+        rc = nft_fail(&n, -ENOENT, vif, n.table ? "its rules are gone" : "the table is gone");
+        goto out;
+    }
+    for (i = 0; !rc && i < sizeof(base) / sizeof(base[0]); i++) {
+        rc = nft_chain_has(&n, base[i].chain, base[i].words, 3);
+    }
+    for (i = 0; !rc && i < 2; i++) {
+        snprintf(chain, sizeof(chain), "%s-%u", nft_sides[i], i ? input_queue : output_queue);
+        rc = nft_chain_has(&n, chain, &queue, 1);
+    }
+    if (!rc) {
+        snprintf(chain, sizeof(chain), REMUS_NFT_UNTIL "%s", vif);
+        rc = nft_chain_has(&n, chain, NULL, 0);
+    }
+
+out:
+    nft_end(&n);
+    return rc;
+}
+
+int remus_nft_reset(char *error, size_t error_bytes)
+{
+    struct nft n;
+    int rc;
+
+    rc = nft_begin(&n, NULL, error, error_bytes);
+    /* What cannot be read is what is to be made again. */
+    if (n.ctx && (rc || n.table)) {
+        rc = nft_run(&n, "add table " NFT_TABLE "\ndelete table " NFT_TABLE "\n", "the table");
+    }
     nft_end(&n);
     return rc;
 }

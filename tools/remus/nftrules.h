@@ -15,6 +15,8 @@
  * (nf_queue_nf_hook_drop), so only the maps change while a guest is protected.  No rule has the
  * kernel's `bypass` flag: with nobody listening to a queue, what is steered there is dropped.
  *
+ * Somebody else may remove all of it: then nftguard.h keeps the output in, and nftwatch.h tells.
+ *
  * For the coordinator, with CAP_NET_ADMIN.  Changes are single transactions, and a lock file keeps
  * the coordinators of several guests out of each other's way.  Each function returns 0 or a
  * negative errno with a sentence in error.
@@ -51,6 +53,15 @@ int remus_nft_need_lease(const char *vif, char *error, size_t error_bytes);
 /* Steering, fence and need of a lease of the vif go; with the last vif the table goes.
  * Unknown vif: 0. */
 int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes);
+
+/* Whether all that remus_nft_protect (and, leased, remus_nft_need_lease) made for a vif is there.
+ * -ENOENT: not all of it. */
+int remus_nft_check(const char *vif, uint16_t output_queue, uint16_t input_queue, bool leased,
+                    char *error, size_t error_bytes);
+
+/* Removes the table, whatever is left of it, so that remus_nft_protect makes a whole one; the other
+ * coordinators of this host see that (nftwatch.h). */
+int remus_nft_reset(char *error, size_t error_bytes);
 
 /* From the return on, no frame enters or leaves through the vif, whoever listens; protected or not.
  * Frames already in a queue are not touched: CTL_FENCE, or the end of colo-proxyd, drops those. */

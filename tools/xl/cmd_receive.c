@@ -37,10 +37,12 @@
 #include <uuid/uuid.h>
 
 #include "tools/libxl/remus_arbiter.h"
+#include "tools/libxl/remus_hook.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
 #include "tools/xl/display.h"
+#include "tools/xl/notifier.h"
 #include "tools/xl/options.h"
 #include "tools/xl/record.h"
 #include "tools/xl/rescue.h"
@@ -74,6 +76,9 @@ struct receiver {
     int fds[REMUS_CHANNELS];        /* by channel */
     const char *store;
     bool no_plain;                  /* the operator here wants the data encrypted */
+
+    struct notifier notifier;
+    bool was_lost;                  /* the guest was protected before, and that ended badly */
 
     struct worker worker;
     bool have_result, active, settled;
@@ -308,6 +313,10 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
          "the address to listen on is missing");
     r->port = (uint16_t)port;
     r->verify = remus_message_flag(m, "verify", false);
+    r->was_lost = remus_message_flag(m, "was_lost", false);
+    /* Only its takeover is remembered by it. */
+    if (!copy_text(m, "uuid", r->guest.uuid, sizeof(r->guest.uuid)))
+        r->guest.uuid[0] = '\0';
     r->net = remus_message_flag(m, "net", true);
     r->wishes.no_net = !r->net;
     r->wishes.plain = remus_message_flag(m, "plain", false);
@@ -359,6 +368,24 @@ static void check_arbiter(struct receiver *r, struct remus_refusals *refusals)
                      said[0] ? said : "it does not answer");
 }
 
+static void say_gate(void *arg, enum xc_sr_level level, const char *text)
+{
+    (void)level;
+    record_log(arg, text);
+}
+
+static void ask_gates(struct receiver *r, struct remus_refusals *refusals)
+{
+    struct remus_hook_call call = {
+        .dir = r->notifier.dir, .role = REMUS_SECONDARY, .domain = r->guest.name, .peer = r->peer,
+        .mode = r->mode, .session = r->session_text, .status = -1,
+    };
+    char said[REMUS_REFUSAL_BYTES - 40];
+
+    if (remus_gates_ask(&call, REMUS_ASK_BEGIN, NULL, say_gate, r, said, sizeof(said)))
+        remus_refuse(refusals, "%s", said);
+}
+
 /* Whether this host can begin a session towards the one that --reprotect names. */
 static bool reaches(const char *host)
 {
@@ -402,6 +429,8 @@ static int examine(struct receiver *r)
     if (!refusals->count && r->again[0] && !reaches(r->again_host))
         remus_refuse(refusals, "ssh to %s fails or asks something from here; --reprotect needs "
                      "root's ssh in both directions", r->again_host);
+    if (!refusals->count)
+        ask_gates(r, refusals);
     if (refusals->count)
         code = refuse(r, XL_REFUSED, refusals);
     free(refusals);
@@ -475,6 +504,7 @@ static int start(struct receiver *r)
         .link_fd = r->fds[REMUS_CHANNEL_LINK],
         .packet_fd = r->fds[REMUS_CHANNEL_PACKETS],
         .disk_fd = r->fds[REMUS_CHANNEL_DISKS],
+        .guard_fd = -1,
         .disk = r->guest.disk_count > 0,
         .disks = r->guest.disk,
         .disk_count = r->guest.disk_count,
@@ -482,6 +512,7 @@ static int start(struct receiver *r)
         .libexec = r->here.libexec,
         .deadline_max_ms = (uint32_t)r->deadline_ms,
         .arbiter = r->arbiter,
+        .hooks = r->notifier.dir,
     };
     int rc;
 
@@ -491,6 +522,47 @@ static int start(struct receiver *r)
     return rc ? refuse_one(r, XL_NO_PEER, "the worker process cannot be started: %s",
                            strerror(-rc))
               : 0;
+}
+
+/* ---- Hooks -------------------------------------------------------------------------------- */
+
+/* status: of the session, if it has ended; -1. */
+static void notify(struct receiver *r, enum remus_transition what, uint64_t epoch,
+                   const char *reason, int status)
+{
+    struct notice notice = {
+        .what = what, .role = REMUS_SECONDARY, .domid = r->last.domid, .status = status,
+        .epoch = epoch,
+    };
+    int rc;
+
+    if (what == REMUS_T_PROTECTED && r->was_lost)
+        notice.what = REMUS_T_REPROTECTED;
+    if (what == REMUS_T_FAILED_OVER)
+        record_lost(r->guest.uuid, true);
+    snprintf(notice.domain, sizeof(notice.domain), "%s", r->guest.name);
+    snprintf(notice.peer, sizeof(notice.peer), "%s", r->peer);
+    snprintf(notice.mode, sizeof(notice.mode), "%.15s", r->last.mode[0] ? r->last.mode : r->mode);
+    snprintf(notice.session, sizeof(notice.session), "%s", r->session_text);
+    snprintf(notice.reason, sizeof(notice.reason), "%s", reason);
+    rc = notifier_tell(&r->notifier, &notice);
+    if (rc)
+        record_log(r, rc == -EAGAIN ? "hooks are not run: too many wait"
+                                    : "hooks are not run: no process for them");
+}
+
+/* In this host's log already; this is for the primary's screen. */
+static void read_notifier(struct receiver *r)
+{
+    struct remus_object *o;
+    char text[1024];
+
+    while (notifier_next(&r->notifier, text, sizeof(text))) {
+        o = remus_object_new("log");
+        remus_object_number(o, "level", XC_SR_WARN);
+        remus_object_string(o, "text", text);
+        send_object(r, o, true);
+    }
 }
 
 /* ---- Running ------------------------------------------------------------------------------ */
@@ -586,6 +658,10 @@ static bool read_worker(struct receiver *r)
         case WORKER_STATUS:
             take_status(r, &m.status);
             break;
+        case WORKER_TRANSITION:
+            notify(r, (enum remus_transition)m.transition.what, m.transition.epoch,
+                   m.transition.reason, -1);
+            break;
         case WORKER_COMMITTED:
             r->taking_over = true;
             break;
@@ -631,15 +707,18 @@ static void supervise(struct receiver *r, int signal_fd)
     bool alive = true;
 
     while (alive) {
-        struct pollfd p[4] = {
+        struct pollfd p[5] = {
             {.fd = r->worker.fd, .events = POLLIN},
             {.fd = signal_fd, .events = POLLIN},
             {.fd = r->talk ? remus_talk_in(r->talk) : -1, .events = POLLIN},
             {.fd = r->talk ? remus_talk_out(r->talk) : -1, .events = POLLOUT},
+            {.fd = r->notifier.fd, .events = POLLIN},
         };
 
-        if (poll(p, 4, -1) < 0 && errno != EINTR)
+        if (poll(p, 5, -1) < 0 && errno != EINTR)
             break;
+        if (p[4].revents)
+            read_notifier(r);
         if (p[3].revents)
             (void)remus_talk_flush(r->talk);
         if (p[2].revents)
@@ -706,6 +785,10 @@ static int conclude(struct receiver *r)
                                                    : XL_UNPROTECTED;
     }
     record_log(r, reason);
+    /* What ends after a takeover is the guest, not a session. */
+    if (!r->active)
+        notify(r, remus_transition_of_end(REMUS_SECONDARY, code), r->last.checkpoints, reason,
+               code);
     if (r->last.domid && !r->settled)
         record_remove(r->last.domid);
     o = remus_object_new("end");
@@ -769,7 +852,7 @@ static int run(struct receiver *r, const char *libexec_given)
         code = open_channels(r);
     if (code)
         return code;
-    r->log_fd = open_log(r->guest.name, r->log_path, sizeof(r->log_path));
+    r->log_fd = r->notifier.log_fd = open_log(r->guest.name, r->log_path, sizeof(r->log_path));
 
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
@@ -834,6 +917,7 @@ int cmd_remus_receive(int argc, char **argv)
     signal(SIGHUP, SIG_IGN);
     signal(SIGCHLD, SIG_DFL);
     r.log_fd = -1;
+    r.notifier = (struct notifier)NOTIFIER_INIT;
     memset(r.fds, -1, sizeof(r.fds));
     r.store = store;
     r.worker.fd = -1;

@@ -24,14 +24,18 @@
 #include <uuid/uuid.h>
 
 #include "tools/libxl/remus_arbiter.h"
+#include "tools/libxl/remus_hook.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
+#include "tools/remus/nftguard.h"
 #include "tools/xl/display.h"
 #include "tools/xl/keep.h"
+#include "tools/xl/notifier.h"
 #include "tools/xl/options.h"
 #include "tools/xl/record.h"
 #include "tools/xl/rescue.h"
+#include "tools/xl/systemd.h"
 #include "tools/xl/worker.h"
 
 #define GREETING_MS    120000u  /* ssh may ask for a password first */
@@ -57,6 +61,7 @@ struct supervisor {
     char log_path[128];
     int log_fd, lock_fd;
 
+    int guard_fd;                   /* nftguard.h; -1: there is none */
     struct remus_ssh ssh;
     struct remus_talk *talk;
     char receiver_address[64];      /* HOST as its sshd sees itself */
@@ -68,12 +73,17 @@ struct supervisor {
     char session_text[37];
     int fds[REMUS_CHANNELS];        /* by channel */
 
+    struct notifier notifier;
+    bool was_lost;                  /* an earlier session of this guest ended badly */
+    char end_text[1024];
+
     struct worker worker;
     bool have_result;
     int rc;                         /* of remus_primary_run */
     struct remus_session_result result;
     struct remus_status last;
-    bool was_protected;             /* at any time: only then can the copy have taken over */
+    bool was_protected;             /* at any time: the copy may have held a whole epoch, and only
+                                       then can it have taken over */
     uint64_t recorded_ms;
     unsigned int stops;             /* how often the operator asked */
     unsigned int stops_before;      /* of these, before the arbiter was asked */
@@ -92,6 +102,14 @@ static void say(struct supervisor *s, enum xc_sr_level level, const char *format
     display_message(&s->d, level, NULL, text);
     if (s->log_fd >= 0)
         dprintf(s->log_fd, "supervisor: %s\n", text);
+}
+
+/* What the guest sends is for the rules of table bridge remus alone from here on. */
+static void drop_guard(struct supervisor *s)
+{
+    if (s->guard_fd >= 0)
+        close(s->guard_fd);
+    s->guard_fd = -1;
 }
 
 static void say_rescue(void *arg, const char *text)
@@ -147,6 +165,24 @@ static void check_arbiter(struct supervisor *s, struct remus_refusals *refusals)
                      said[0] ? said : "it does not answer");
 }
 
+static void say_gate(void *arg, enum xc_sr_level level, const char *text)
+{
+    say(arg, level, "%s", text);
+}
+
+static void ask_gates(struct supervisor *s, struct remus_refusals *refusals)
+{
+    struct remus_hook_call call = {
+        .dir = s->notifier.dir, .role = REMUS_PRIMARY, .domain = s->guest.name, .peer = s->o.host,
+        .mode = s->o.mode, .session = s->session_text, .domid = s->guest.domid, .status = -1,
+    };
+    char said[REMUS_REFUSAL_BYTES - 40];
+
+    uuid_unparse_lower(s->session, s->session_text);
+    if (remus_gates_ask(&call, REMUS_ASK_BEGIN, NULL, say_gate, s, said, sizeof(said)))
+        remus_refuse(refusals, "%s", said);
+}
+
 static int examine(struct supervisor *s)
 {
     struct remus_wishes wishes = {
@@ -184,6 +220,8 @@ static int examine(struct supervisor *s)
         remus_preflight_primary(refusals, &s->guest, &s->here, &wishes);
     if (!refusals->count)
         check_arbiter(s, refusals);
+    if (!refusals->count)
+        ask_gates(s, refusals);
     if (!refusals->count) {
         /* Held from here to the end of this process and of the worker. */
         rc = remus_session_lock(s->guest.domid, &s->lock_fd, &holder);
@@ -191,6 +229,10 @@ static int examine(struct supervisor *s)
             remus_refuse(refusals, "%s is being protected by another process", s->guest.name);
         else if (rc)
             remus_refuse(refusals, "%s cannot be written: %s", REMUS_RUN_DIR, strerror(-rc));
+        else if (rescue_cut_off(s->guest.domid))
+            remus_refuse(refusals, "%s is cut off from its network, because a session of it died; "
+                         "if no copy of it runs elsewhere: xl remus --release %s", s->guest.name,
+                         s->guest.name);
     }
     if (refusals->count)
         code = print_refusals(s, refusals, NULL);
@@ -348,6 +390,7 @@ static struct remus_object *hello(struct supervisor *s)
     remus_object_number(o, "timeout_ms", s->o.timeout_ms);
     remus_object_number(o, "deadline_ms", s->o.deadline_ms);
     remus_object_flag(o, "verify", s->o.verify);
+    remus_object_flag(o, "was_lost", s->was_lost);
     remus_object_flag(o, "net", !s->o.no_net && s->guest.vifs);
     remus_object_flag(o, "plain", s->o.plain);
     remus_object_string(o, "listen", s->o.data_address);
@@ -504,6 +547,7 @@ static int start(struct supervisor *s)
         .disk = s->guest.disk_count > 0,
         .shared_disks = s->o.no_disk,
         .disk_fd = s->fds[REMUS_CHANNEL_DISKS],
+        .guard_fd = s->guard_fd,
         .sync_kib = s->o.sync_kib,
     };
     unsigned int i;
@@ -514,6 +558,7 @@ static int start(struct supervisor *s)
             "last checkpoint: what it told its clients since then is forgotten, their connections "
             "may break", p.core.mode->name);
     p.arbiter = s->o.arbiter;
+    p.hooks = s->notifier.dir;
     memcpy(p.session, s->session, sizeof(p.session));
     rc = worker_start(&s->worker, &p, s->log_fd, s->lock_fd);
     for (i = 0; i < REMUS_CHANNELS; i++) {
@@ -523,6 +568,17 @@ static int start(struct supervisor *s)
     }
     return rc ? give_up(s, XL_NO_PEER, "the worker process cannot be started: %s", strerror(-rc))
               : 0;
+}
+
+/* For `systemctl status`. */
+static void show_to_systemd(struct supervisor *s, const struct remus_status *status)
+{
+    char text[256];
+
+    snprintf(text, sizeof(text), "%s, copy on %.100s, epoch %llu, health: %s",
+             display_state(status), s->o.host, (unsigned long long)status->epoch,
+             remus_health_name(status->health));
+    systemd_status(text);
 }
 
 static void take_status(struct supervisor *s, struct remus_status *status)
@@ -540,9 +596,63 @@ static void take_status(struct supervisor *s, struct remus_status *status)
     if (now - s->recorded_ms >= RECORD_MS || status->state != s->last.state) {
         s->recorded_ms = now;
         record_write(status);
+        show_to_systemd(s, status);
     }
     s->last = *status;
     display_status(&s->d, now, status);
+}
+
+/* ---- Hooks -------------------------------------------------------------------------------- */
+
+/* status: of the session, if it has ended; -1. */
+static void notify(struct supervisor *s, enum remus_transition what, uint64_t epoch,
+                   const char *reason, int status)
+{
+    struct notice notice = {
+        .what = what, .role = REMUS_PRIMARY, .domid = s->guest.domid, .status = status,
+        .epoch = epoch,
+    };
+    int rc;
+
+    if (what == REMUS_T_PROTECTED && s->was_lost)
+        notice.what = REMUS_T_REPROTECTED;
+    snprintf(notice.domain, sizeof(notice.domain), "%s", s->guest.name);
+    snprintf(notice.peer, sizeof(notice.peer), "%.255s", s->o.host);
+    snprintf(notice.mode, sizeof(notice.mode), "%.15s",
+             s->last.mode[0] ? s->last.mode : s->o.mode);
+    snprintf(notice.session, sizeof(notice.session), "%s", s->session_text);
+    snprintf(notice.reason, sizeof(notice.reason), "%s", reason);
+    rc = notifier_tell(&s->notifier, &notice);
+    if (rc)
+        say(s, XC_SR_WARN, "hooks for '%s' are not run: %s", remus_transition_name(what),
+            rc == -EAGAIN ? "too many wait" : strerror(-rc));
+}
+
+static void notify_end(struct supervisor *s, int status)
+{
+    enum remus_transition what = remus_transition_of_end(REMUS_PRIMARY, status);
+
+    /* One that never was protected has lost nothing. */
+    record_lost(s->guest.uuid, (status == XL_UNPROTECTED || status == XL_UNDECIDED) &&
+                (s->was_protected || s->was_lost));
+    notify(s, what, s->last.checkpoints, s->end_text, status);
+}
+
+static void read_notifier(struct supervisor *s)
+{
+    char text[1024];
+
+    while (notifier_next(&s->notifier, text, sizeof(text)))
+        display_message(&s->d, XC_SR_WARN, NULL, text);
+}
+
+static void took_notice(struct supervisor *s, const struct worker_message *m)
+{
+    const enum remus_transition what = (enum remus_transition)m->transition.what;
+
+    notify(s, what, m->transition.epoch, m->transition.reason, -1);
+    if (what == REMUS_T_PROTECTED)
+        record_lost(s->guest.uuid, false);
 }
 
 /* False: the worker is gone. */
@@ -559,6 +669,9 @@ static bool read_worker(struct supervisor *s)
             break;
         case WORKER_STATUS:
             take_status(s, &m.status);
+            break;
+        case WORKER_TRANSITION:
+            took_notice(s, &m);
             break;
         case WORKER_COMMITTED:
             s->was_protected = true;
@@ -667,15 +780,18 @@ static void supervise(struct supervisor *s, int signal_fd)
     bool alive = true;
 
     while (alive && s->fate != FATE_ACTIVE) {
-        struct pollfd p[4] = {
+        struct pollfd p[5] = {
             {.fd = s->worker.fd, .events = POLLIN},
             {.fd = signal_fd, .events = POLLIN},
             {.fd = s->talk ? remus_talk_in(s->talk) : -1, .events = POLLIN},
             {.fd = s->talk ? remus_talk_out(s->talk) : -1, .events = POLLOUT},
+            {.fd = s->notifier.fd, .events = POLLIN},
         };
 
-        if (poll(p, 4, 1000) < 0 && errno != EINTR)
+        if (poll(p, 5, 1000) < 0 && errno != EINTR)
             break;
+        if (p[4].revents)
+            read_notifier(s);
         if (p[3].revents)
             (void)remus_talk_flush(s->talk);
         if (p[2].revents) {
@@ -705,7 +821,9 @@ static int end(struct supervisor *s, int code, const char *name, const char *for
     va_end(args);
     if (s->log_fd >= 0)
         dprintf(s->log_fd, "supervisor: end (%s, status %d): %s\n", name, code, text);
+    snprintf(s->end_text, sizeof(s->end_text), "%s", text);
     display_end(&s->d, code, name, text, s->have_result ? &s->result.last : &s->last);
+    systemd_status(text);
     return code;
 }
 
@@ -793,6 +911,7 @@ static int end_by_fate(struct supervisor *s)
         return yield_guest(s);
     /* A copy that never held a whole checkpoint cannot have taken over. */
     if (s->fate == FATE_GONE || !s->was_protected) {
+        drop_guard(s);
         rc = rescue_resume(&guest, true, say_rescue, s);
         return end(s, rc == -ESRCH ? XL_GUEST_ENDED : XL_UNPROTECTED,
                    rc == -ESRCH ? "guest-ended" : "failed", "%s %s", name,
@@ -837,6 +956,9 @@ static int conclude(struct supervisor *s)
     status = worker_reap(&s->worker);
     if (!s->have_result)
         return worker_died(s, status);
+    if (s->rc ||
+        (s->result.end != REMUS_END_FENCED && s->result.end != REMUS_END_HANDED_OVER))
+        drop_guard(s);
     if (s->rc) {
         (void)rescue_check(&guest, true, say_rescue, s);
         return end(s, XL_UNPROTECTED, "failed", "protection of %s could not begin: %s%s%s; it runs "
@@ -946,7 +1068,8 @@ static int run(struct supervisor *s)
     code = examine(s);
     if (code)
         return code;
-    s->log_fd = open_log(s->guest.name, s->log_path, sizeof(s->log_path));
+    s->log_fd = s->notifier.log_fd = open_log(s->guest.name, s->log_path, sizeof(s->log_path));
+    s->was_lost = record_was_lost(s->guest.uuid);
     code = open_receiver(s);
     if (!code)
         code = greet(s);
@@ -956,6 +1079,8 @@ static int run(struct supervisor *s)
         code = connect_data(s);
     if (code)
         return code;
+    if (!s->o.no_net && s->guest.vifs && remus_guard_open(&s->guard_fd))
+        return give_up(s, XL_NO_PEER, "netlink does not open: %s", strerror(errno));
     s->signal_fd = watch_signals();
     if (s->signal_fd < 0)
         return give_up(s, XL_NO_PEER, "signals cannot be watched: %s", strerror(errno));
@@ -965,6 +1090,7 @@ static int run(struct supervisor *s)
     supervise(s, s->signal_fd);
     guest = guest_of(s);
     code = conclude(s);
+    notify_end(s, code);
     if (code != XL_UNDECIDED && (code == XL_FENCED || rescue_is_there(&guest) ||
                                  code == XL_GUEST_ENDED))
         record_remove(s->guest.domid);
@@ -1003,7 +1129,9 @@ int cmd_remus(int argc, char **argv)
     int code;
 
     s.log_fd = s.lock_fd = s.signal_fd = -1;
+    s.notifier = (struct notifier)NOTIFIER_INIT;
     memset(s.fds, -1, sizeof(s.fds));
+    s.guard_fd = -1;
     s.worker.fd = -1;
     if (remus_options_defaults(REMUS_CONFIG_FILE, argc, argv, &argc, &argv, error) ||
         remus_options_parse(argc, argv, &s.o, error)) {

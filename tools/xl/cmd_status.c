@@ -19,6 +19,8 @@
 
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
+#include "tools/xl/display.h"
+#include "tools/xl/metrics.h"
 #include "tools/xl/record.h"
 
 #define SESSIONS_MAX 1024u
@@ -36,8 +38,10 @@ static const char usage[] =
     "\n"
     "Shows the protected guests and the copies on this host.\n"
     "\n"
-    "      --json   one JSON object per line\n"
-    "  -h, --help   this text\n"
+    "      --json         one JSON object per line\n"
+    "      --prometheus   metrics in Prometheus' text format\n"
+    "  -w, --watch        again each second\n"
+    "  -h, --help         this text\n"
     "\n"
     "Exit status: 0, 1 usage, 2 DOMAIN has no live session.\n";
 
@@ -257,20 +261,6 @@ static void print_traffic(const struct remus_message *m)
 #undef CAUSE
 }
 
-/* xvda is number 202 << 8; those from xvdq on have numbers of another kind (xen-vbd-interface). */
-static void disk_name(char *out, size_t room, uint64_t vdev)
-{
-    const unsigned int index = vdev >> 28 == 1 ? (vdev >> 8 & 0xfffff) : (vdev >> 4 & 0xf);
-    const unsigned int part = vdev >> 28 == 1 ? (vdev & 0xff) : (vdev & 0xf);
-
-    if ((vdev >> 28 != 1 && vdev >> 8 != 202) || index >= 26)
-        snprintf(out, room, "%llu", (unsigned long long)vdev);
-    else if (part)
-        snprintf(out, room, "xvd%c%u", 'a' + index, part);
-    else
-        snprintf(out, room, "xvd%c", 'a' + index);
-}
-
 static void print_disks(const struct remus_message *m)
 {
     size_t disks = remus_message_count(m, "disks"), i;
@@ -285,7 +275,7 @@ static void print_disks(const struct remus_message *m)
                                       DISK("discards");
         char name[24];
 
-        disk_name(name, sizeof(name), DISK("vdev"));
+        display_disk(name, sizeof(name), DISK("vdev"));
         printf("  %-12s %8llu %10llu %10llu %8llu %8.1f %8llu %8llu %8llu %8llu\n", name,
                MIB("bytes"), (unsigned long long)DISK("reads"), (unsigned long long)DISK("writes"),
                (unsigned long long)(DISK("errors") + DISK("bad")),
@@ -316,25 +306,129 @@ static void print_row(const struct session *s)
            s->live ? s->state : "no process", (unsigned long long)s->epoch, s->peer);
 }
 
+static bool is_meant(const struct session *s, const char *domain)
+{
+    char domid[16];
+
+    snprintf(domid, sizeof(domid), "%u", s->domid);
+    return !domain || !strcmp(domain, s->name) || !strcmp(domain, domid);
+}
+
+static void print_metrics(const struct session *list, unsigned int count, const char *domain)
+{
+    struct metrics_session *told = calloc(SESSIONS_MAX, sizeof(*told));
+    struct remus_message **records = calloc(SESSIONS_MAX, sizeof(*records));
+    unsigned int i, n = 0;
+
+    for (i = 0; told && records && i < count; i++) {
+        const struct session *s = &list[i];
+
+        if (!is_meant(s, domain))
+            continue;
+        if (s->text)
+            (void)remus_message_parse(&records[n], s->text, strlen(s->text));
+        told[n] = (struct metrics_session){
+            .live = s->live, .domain = s->name, .peer = s->peer, .role = s->role, .mode = s->mode,
+            .state = s->state, .record = records[n],
+        };
+        n++;
+    }
+    if (told && records)
+        metrics_print(stdout, told, n);
+    while (n--)
+        remus_message_free(records[n]);
+    free(told);
+    free(records);
+}
+
+enum form { FORM_TABLE, FORM_JSON, FORM_METRICS };
+
+static int show(enum form form, const char *domain)
+{
+    struct session *list = calloc(SESSIONS_MAX, sizeof(*list));
+    unsigned int count, i, shown = 0, live = 0;
+
+    if (!list) {
+        fprintf(stderr, "xl remus-status: out of memory\n");
+        return XL_USAGE;
+    }
+    count = read_sessions(list);
+    for (i = 0; i < count; i++) {
+        const struct session *s = &list[i];
+
+        if (!is_meant(s, domain))
+            continue;
+        if (form == FORM_JSON)
+            print_json(s);
+        if (form == FORM_TABLE) {
+            if (!shown)
+                printf("%-20s %5s %-11s %-6s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
+                       "Epoch", "Peer");
+            print_row(s);
+            if (domain)
+                print_details(s);
+        }
+        shown++;
+        live += s->live;
+    }
+    if (form == FORM_METRICS)
+        print_metrics(list, count, domain);
+    for (i = 0; i < count; i++)
+        free(list[i].text);
+    free(list);
+    if (domain && !live) {
+        fprintf(stderr, shown ? "xl remus-status: the session of %s has no process any more\n"
+                              : "xl remus-status: %s is not protected, and no copy, on this host\n",
+                domain);
+        return XL_REFUSED;
+    }
+    if (!shown && form == FORM_TABLE)
+        puts("No guest of this host is protected, and it holds no copy.");
+    return XL_ENDED;
+}
+
+/* Until it is interrupted, or nobody reads any more.  On a terminal always in the same place. */
+static int watch(enum form form, const char *domain)
+{
+    bool terminal = form == FORM_TABLE && isatty(STDOUT_FILENO);
+
+    setvbuf(stdout, NULL, _IOFBF, 1u << 16);
+    while (!ferror(stdout)) {
+        if (terminal)
+            fputs("\033[H\033[J", stdout);
+        (void)show(form, domain);
+        if (form == FORM_TABLE && !terminal)
+            putchar('\n');
+        fflush(stdout);
+        sleep(1);
+    }
+    return XL_ENDED;
+}
+
 int cmd_remus_status(int argc, char **argv)
 {
     static const struct option options[] = {
         {"json", no_argument, NULL, 'j'},
+        {"prometheus", no_argument, NULL, 'p'},
+        {"watch", no_argument, NULL, 'w'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    const char *domain = NULL;
-    struct session *list;
-    unsigned int count, i, shown = 0, live = 0;
-    bool json = false;
-    char domid[16];
+    enum form form = FORM_TABLE;
+    bool again = false;
     int option;
 
     optind = 0;
-    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "hw", options, NULL)) != -1) {
         switch (option) {
         case 'j':
-            json = true;
+            form = FORM_JSON;
+            break;
+        case 'p':
+            form = FORM_METRICS;
+            break;
+        case 'w':
+            again = true;
             break;
         case 'h':
             fputs(usage, stdout);
@@ -348,42 +442,9 @@ int cmd_remus_status(int argc, char **argv)
         fprintf(stderr, "xl remus-status: one DOMAIN at most\n");
         return XL_USAGE;
     }
-    domain = argv[optind];
-    list = calloc(SESSIONS_MAX, sizeof(*list));
-    if (!list) {
-        fprintf(stderr, "xl remus-status: out of memory\n");
+    if (again && form == FORM_METRICS) {
+        fprintf(stderr, "xl remus-status: --prometheus is for one look, not for --watch\n");
         return XL_USAGE;
     }
-    count = read_sessions(list);
-    for (i = 0; i < count; i++) {
-        struct session *s = &list[i];
-
-        snprintf(domid, sizeof(domid), "%u", s->domid);
-        if (domain && strcmp(domain, s->name) && strcmp(domain, domid))
-            continue;
-        if (json)
-            print_json(s);
-        else {
-            if (!shown)
-                printf("%-20s %5s %-11s %-6s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
-                       "Epoch", "Peer");
-            print_row(s);
-            if (domain)
-                print_details(s);
-        }
-        shown++;
-        live += s->live;
-    }
-    for (i = 0; i < count; i++)
-        free(list[i].text);
-    free(list);
-    if (domain && !live) {
-        fprintf(stderr, shown ? "xl remus-status: the session of %s has no process any more\n"
-                              : "xl remus-status: %s is not protected, and no copy, on this host\n",
-                domain);
-        return XL_REFUSED;
-    }
-    if (!shown && !json)
-        puts("No guest of this host is protected, and it holds no copy.");
-    return XL_ENDED;
+    return again ? watch(form, argv[optind]) : show(form, argv[optind]);
 }

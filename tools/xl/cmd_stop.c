@@ -18,6 +18,7 @@
 #include <xenstore.h>
 
 #include "tools/libxl/remus_guest.h"
+#include "tools/libxl/remus_hook.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
@@ -25,7 +26,7 @@
 #include "tools/xl/record.h"
 #include "tools/xl/rescue.h"
 
-#define ANSWER_MS 5000u
+#define ANSWER_MS (REMUS_GATES_MS + 5000u)
 #define END_MS    90000u    /* a checkpoint under way, then the other side's part */
 
 static const char stop_usage[] =
@@ -110,6 +111,7 @@ static char *ask(struct xs_handle *xs, uint32_t domid, const char *request, bool
 
     snprintf(path, sizeof(path), "/local/domain/%u/" REMUS_XS_NODE "/answer", domid);
     xs_rm(xs, XBT_NULL, path);
+    remus_guest_publish_open(xs, domid);
     remus_guest_publish(xs, domid, "request", request);
     *ended = false;
     while (!answer && !*ended && remus_now_ms() < deadline) {
@@ -334,8 +336,8 @@ static bool clean_record(struct xs_handle *xs, uint32_t domid, FILE *out)
             say(out, "destroyed %s, a copy that nobody keeps", name);
         }
     } else {
-        say(out, "%s may be fenced: its session died; if no copy of it runs elsewhere: xl remus "
-            "--release %s", name, name);
+        say(out, "%s %s fenced: its session died; if no copy of it runs elsewhere: xl remus "
+            "--release %s", name, rescue_cut_off(domid) ? "is" : "may be", name);
         stays = true;
     }
     free(name);

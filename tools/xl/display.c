@@ -38,6 +38,20 @@ void display_us(char *out, size_t room, uint64_t us)
         snprintf(out, room, "%.1f s", (double)us / 1e6);
 }
 
+/* xvda is number 202 << 8; those from xvdq on have numbers of another kind (xen-vbd-interface). */
+void display_disk(char *out, size_t room, uint64_t vdev)
+{
+    const unsigned int index = vdev >> 28 == 1 ? (vdev >> 8 & 0xfffff) : (vdev >> 4 & 0xf);
+    const unsigned int part = vdev >> 28 == 1 ? (vdev & 0xff) : (vdev & 0xf);
+
+    if ((vdev >> 28 != 1 && vdev >> 8 != 202) || index >= 26)
+        snprintf(out, room, "%llu", (unsigned long long)vdev);
+    else if (part)
+        snprintf(out, room, "xvd%c%u", 'a' + index, part);
+    else
+        snprintf(out, room, "xvd%c", 'a' + index);
+}
+
 /* Names of the wire and of the design are for the log; these are for people. */
 const char *display_state(const struct remus_status *s)
 {
@@ -318,8 +332,10 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_string(o, "state", display_state(s));
     remus_object_number(o, "state_number", (uint64_t)s->state);
     remus_object_flag(o, "protected", s->protected_now);
+    remus_object_string(o, "health", remus_health_name(s->health));
     remus_object_number(o, "epoch", s->epoch);
     remus_object_number(o, "epoch_age_ms", s->epoch_age_ms);
+    remus_object_number(o, "lag_ms", s->lag_ms);
     remus_object_number(o, "checkpoints", s->checkpoints);
     remus_object_map(o, "requested");
     checkpoints_by_reason(o, s->requested);

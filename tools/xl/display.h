@@ -57,6 +57,8 @@ void display_live(char *out, size_t room, unsigned int columns, const struct rem
 void display_bytes(char *out, size_t room, uint64_t bytes);
 /* "840 us", "3.2 ms", "12 ms", "4.1 s" */
 void display_us(char *out, size_t room, uint64_t us);
+/* "xvda", "xvdb1"; the number itself if it is another kind of disk. */
+void display_disk(char *out, size_t room, uint64_t vdev);
 /* What an operator calls a state. */
 const char *display_state(const struct remus_status *s);
 const char *display_end_name(enum remus_end end);

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <uuid/uuid.h>
 #include <xenstore.h>
 
 #include "tools/libxl/remus_message.h"
@@ -55,6 +56,42 @@ void record_forget_session(const char *session)
         xs_rm(xs, XBT_NULL, path);
         xs_close(xs);
     }
+}
+
+/* False: it is no UUID. */
+static bool lost_path(char *path, size_t room, const char *uuid)
+{
+    uuid_t binary;
+    char text[37];
+
+    if (uuid_parse(uuid, binary))
+        return false;
+    uuid_unparse_lower(binary, text);
+    snprintf(path, room, REMUS_RUN_DIR "/%s.lost", text);
+    return true;
+}
+
+void record_lost(const char *uuid, bool lost)
+{
+    char path[96];
+    int fd;
+
+    if (!lost_path(path, sizeof(path), uuid))
+        return;
+    if (!lost) {
+        unlink(path);
+        return;
+    }
+    fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd >= 0)
+        close(fd);
+}
+
+bool record_was_lost(const char *uuid)
+{
+    char path[96];
+
+    return lost_path(path, sizeof(path), uuid) && !access(path, F_OK);
 }
 
 void record_remove(uint32_t domid)

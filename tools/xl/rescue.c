@@ -4,12 +4,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <net/if.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <libxl.h>
@@ -181,6 +184,47 @@ static void remove_named_rules(struct rescue *r)
     }
 }
 
+/* Its own, as seen in dom0, but for those of a device model. */
+static void set_links(uint32_t domid, bool up)
+{
+    struct if_nameindex *all = if_nameindex(), *i;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    char prefix[REMUS_NFT_VIF_BYTES];
+
+    snprintf(prefix, sizeof(prefix), "vif%u.", domid);
+    for (i = all; fd >= 0 && i && i->if_name; i++) {
+        struct ifreq request = {.ifr_flags = 0};
+
+        if (strncmp(i->if_name, prefix, strlen(prefix)) || strchr(i->if_name, '-'))
+            continue;
+        snprintf(request.ifr_name, sizeof(request.ifr_name), "%.15s", i->if_name);
+        if (ioctl(fd, SIOCGIFFLAGS, &request))
+            continue;
+        request.ifr_flags = (short)(up ? request.ifr_flags | IFF_UP : request.ifr_flags & ~IFF_UP);
+        (void)ioctl(fd, SIOCSIFFLAGS, &request);
+    }
+    if (fd >= 0)
+        close(fd);
+    if_freenameindex(all);
+}
+
+bool rescue_cut_off(uint32_t domid)
+{
+    struct remus_nft_vif vifs[64];
+    char prefix[REMUS_NFT_VIF_BYTES], error[200];
+    bool fenced = false;
+    size_t count = 0, i;
+
+    snprintf(prefix, sizeof(prefix), "vif%u.", domid);
+    if (remus_nft_list(vifs, sizeof(vifs) / sizeof(vifs[0]), &count, error, sizeof(error)))
+        return false;
+    for (i = 0; i < count && i < sizeof(vifs) / sizeof(vifs[0]); i++)
+        fenced = fenced || !strncmp(vifs[i].name, prefix, strlen(prefix));
+    if (fenced)
+        set_links(domid, false);
+    return fenced;
+}
+
 /* The colo-blkd that serves a domain; 0: none. */
 static pid_t disk_daemon(uint32_t domid)
 {
@@ -296,6 +340,8 @@ int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say
 
     if (rescue_open(&r, guest) || (!unfence && fence(&r)))
         goto out;
+    if (!unfence)
+        set_links(domid, false);
     run_again(&r, true);
     if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
         errno != EINVAL && errno != ESRCH)
@@ -304,6 +350,7 @@ int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say
     if (unfence) {
         remove_rules(&r);
         remove_named_rules(&r);
+        set_links(domid, true);
         remus_guest_unpublish(r.xs, domid);
         wake_minder(&r);
     }

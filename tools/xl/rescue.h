@@ -25,8 +25,9 @@ bool rescue_is_there(const struct rescue_guest *guest);
 /*
  * Lets the guest run.  unfence: its output may leave, too; the caller knows that no copy of it
  * runs elsewhere.  Else it is cut off first, and stays as it is if that fails; its minder is not
- * woken, which would start it anew, without a fence, when it reboots.  0: the guest runs; -ESRCH:
- * it is gone; others: what could not be repaired was said.
+ * woken, which would start it anew, without a fence, when it reboots; and its interfaces are down
+ * afterwards, as nobody is left to hear of it when a firewall's reload removes the rules.  0: the
+ * guest runs; -ESRCH: it is gone; others: what could not be repaired was said.
  */
 int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say, void *arg);
 /*
@@ -34,6 +35,9 @@ int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say
  * unfenced.  Says nothing when all is well.  wait: a suspend may still be on its way.
  */
 int rescue_check(const struct rescue_guest *guest, bool wait, rescue_say say, void *arg);
+/* Takes the interfaces of a guest down that the rules of a dead session fence.  Whether there are
+ * any. */
+bool rescue_cut_off(uint32_t domid);
 /* The copy elsewhere is the guest now: destroys the one here, without a word from it. */
 int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg);
 

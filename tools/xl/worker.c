@@ -18,7 +18,7 @@
 /*
  * Bytes of news that may wait in the socket before statuses and log lines are dropped.  It is a
  * fraction of what the socket holds, so that a supervisor that was stopped for a while loses some
- * of those, but neither of the two messages of which there is one; and nothing here ever blocks.
+ * of those, but none of the messages of which there are few; and nothing here ever blocks.
  */
 #define WORKER_DROP_BYTES   (64 << 10)
 #define WORKER_SOCKET_BYTES (1 << 20)
@@ -74,6 +74,17 @@ static void on_status(void *arg, const struct remus_status *status)
     tell(arg, &m, offsetof(struct worker_message, status) + sizeof(m.status), true);
 }
 
+static void on_transition(void *arg, enum remus_transition what, uint64_t epoch,
+                          const char *reason)
+{
+    struct worker_message m = {
+        .type = WORKER_TRANSITION, .transition = {.what = (uint32_t)what, .epoch = epoch},
+    };
+
+    snprintf(m.transition.reason, sizeof(m.transition.reason), "%s", reason);
+    tell(arg, &m, offsetof(struct worker_message, transition) + sizeof(m.transition), false);
+}
+
 static void on_committed(void *arg)
 {
     struct worker_message m = {.type = WORKER_COMMITTED};
@@ -116,8 +127,8 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
 static void run_worker(const struct remus_session_params *params, int fd, int log_fd, int lock_fd)
 {
     struct outlet outlet = {.fd = fd, .primary = params->role == REMUS_PRIMARY};
-    const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd,
-                        params->disk_fd};
+    const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd, params->disk_fd,
+                        params->guard_fd};
     struct sigaction action = {.sa_handler = on_stop_signal};
     struct remus_session_params p = *params;
     static struct worker_message m;
@@ -145,6 +156,7 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     p.arg = &outlet;
     p.log = on_log;
     p.status = on_status;
+    p.transition = on_transition;
     p.committed = on_committed;
     p.active = on_active;
     p.settled = on_settled;

@@ -22,6 +22,7 @@ enum worker_news {
     WORKER_NOTHING,         /* nothing more for now */
     WORKER_LOG,             /* .level, .text */
     WORKER_STATUS,          /* .status */
+    WORKER_TRANSITION,      /* .transition: a moment that hooks are told of */
     WORKER_COMMITTED,       /* see remus_session.h */
     WORKER_ACTIVE,          /* .domid: the secondary took over */
     WORKER_SETTLED,         /* .domid: and is no session any more */
@@ -37,6 +38,11 @@ struct worker_message {     /* header and, by type, one of the rest */
         char text[1024];
         struct remus_status status;
         struct remus_session_result result;
+        struct {
+            uint64_t epoch;
+            uint32_t what;  /* enum remus_transition */
+            char reason[200];
+        } transition;
     };
 };
 

@@ -235,15 +235,24 @@ struct remus_disk_open {            /* the disk as the guest knows it */
  * Under /local/domain/DOMID/remus, owned by dom0 and unreadable to the guest:
  *   role    "primary" | "secondary" | "unprotected"
  *   mode    "colo" | "remus" | ...
- *   state   a state name of docs/design.md
- *   epoch   number of the newest acknowledged epoch
+ *   state   a state name of docs/protocol.md
+ *   protected "1" if a copy could take over now, else "0"
+ *   health  "ok" | "degraded" (protected, but less well than it should be) | "unprotected"
+ *   epoch   number of the newest acknowledged epoch; not there before the first
+ *   lag     milliseconds since the guest was stopped for the checkpoint at that epoch's end
+ *           (primary) or since that was whole here (secondary); not there before the first
+ *   last-divergence  what differed last (primary); not there if nothing has
  *   peer    host name as the operator gave it
- *   reason  the last change of state, a sentence
+ *   reason  of the last transition (docs/man/xl-remus-hooks.5), a sentence
  *   pid     process id of the coordinator
  *   request written by operators and scripts, removed when it was read: "checkpoint", "stop" (an
- *           orderly end), "failover" (the copy takes over now; this host's guest is destroyed)
+ *           orderly end), "failover" (the copy takes over now; this host's guest is destroyed),
+ *           "mode NAME"
  *   answer  what became of the last request: "accepted: ..." or "refused: ..."
+ * What changes by itself is written once a second at most; a text has REMUS_XS_TEXT_MAX bytes at
+ * most.
  */
+#define REMUS_XS_TEXT_MAX        199u
 #define REMUS_XS_NODE            "remus"
 /*
  * Under /tool/remus/SESSION (its UUID), while a side waits for the arbiter `manual`:
