@@ -374,10 +374,13 @@ class Stock:
 
     def wait_protected(self):
         """It says nothing: it checkpoints when the guest is stopped again and again."""
+        seen = []
+
         def probe():
             check(self.process.poll() is None, "the distribution's xl remus ended: " +
                   common.tail(self.process.log_path, 3))
-            return self.cell.lab.sample_stops("a", self.cell.domid, 1.5)["count"] >= 3
+            seen.append(self.cell.lab.sample_stops("a", self.cell.domid, 1.5)["count"])
+            return sum(seen) >= 3
         wait(probe, 120, "checkpoints of the distribution's xl remus", 0.1)
 
     def note(self):
