@@ -101,13 +101,12 @@ def test_other_words_are_the_distributions(lab):
 
 def test_help_and_wrong_arguments(lab):
     for word in ("remus", "remus-receive", "remus-status", "remus-decide", "remus-stop",
-                 "remus-switch", "remus-cleanup"):
+                 "remus-switch", "remus-mode", "remus-cleanup"):
         got, text = run(lab, "xl %s --help" % word)
         equal(got, 0, "status of xl %s --help" % word)
         check("Usage: xl " + word in text, text)
     refused(lab, "xl remus", "DOMAIN", status=1)
     refused(lab, "xl remus --colo g1", "HOST", status=1)
-    refused(lab, "xl remus g1 b", "--colo", status=1)
     refused(lab, "xl remus --kemari --curling g1 b", "one mode", status=1)
     refused(lab, "xl remus --colo -b g1 b", "/dev/null", status=1)
     refused(lab, "xl remus --colo -N x g1 b", "colo-proxyd", status=1)
@@ -262,8 +261,15 @@ answer = json.loads(p.stdout.readline())
 closed = 0
 while answer["type"] == "ready" and closed < 8:
     s = socket.create_connection(("127.0.0.1", answer["port"]))
-    s.sendall(struct.pack("<IHH32s", 0x31534d52, 1, 1, b"x" * 32))
-    closed += s.recv(1) == b""
+    s.settimeout(10)
+    said = b""
+    try:
+        s.sendall(struct.pack("<IHH32s", 0x31534d52, 1, 1, b"x" * 32))
+        while part := s.recv(64):
+            said += part
+    except ConnectionResetError:
+        pass
+    closed += said == b"" or (said[0] == 21 and len(said) == 7)  # at most an alert of TLS
     s.close()
 if closed:
     answer = json.loads(p.stdout.readline())
