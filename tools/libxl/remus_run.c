@@ -34,7 +34,7 @@
 #define QUIT_MS         3000
 #define LINK_AHEAD      (256 << 10)
 #define LINK_EVENTS     (EPOLLIN | EPOLLRDHUP | EPOLLET)
-#define LINK_READS      32u         /* in one turn */
+#define LINK_TURN_US    20000u      /* of reading, then heartbeats have their turn */
 #define CHANNEL_GRACE_US 300000u
 
 uint64_t remus_run_now_us(void)
@@ -553,8 +553,8 @@ static int ask_again(struct remus_run *r, int fd)
 static void on_link(uv_poll_t *poll_handle, int status, int events)
 {
     struct remus_run *r = poll_handle->data;
+    uint64_t began = remus_run_now_us();
     struct epoll_event event;
-    unsigned int i = 0;
     int fd;
 
     (void)status;
@@ -563,7 +563,7 @@ static void on_link(uv_poll_t *poll_handle, int status, int events)
         return;
     (void)epoll_wait(r->link_epoll, &event, 1, 0);
     while (read_link(r, fd))
-        if (++i == LINK_READS) {
+        if (remus_run_now_us() - began > LINK_TURN_US) {
             (void)ask_again(r, fd);
             return;
         }
