@@ -46,12 +46,10 @@ def test_100_checkpoints_under_load_leave_no_page_different_with_2_vcpus(lab):
     hundred_checkpoints(lab, 2)
 
 
-@alone
-@deadline(400)
-def test_an_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
+def big_epochs(lab, options):
     """Both sides have heartbeats to send while one copies and the other applies many pages."""
     guest = lab.guest("a", memory_mb=256, fresh=True)
-    session = colo.Session(lab, guest, interval_ms=4000, timeout_ms=1500)
+    session = colo.Session(lab, guest, interval_ms=4000, timeout_ms=1500, options=options)
     session.wait_protected()
     guest.dirty(36000, 36000)
     longest = {"pause_us": 0, "ack_us": 0, "apply_us": 0}
@@ -68,6 +66,19 @@ def test_an_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
     equal(status["verify_bad"], 0, "pages that differ")
     equal(session.stop(), 0, "exit status of xl remus")
     colo.check_nothing_left(lab, "a", guest)
+
+
+@alone
+@deadline(400)
+def test_an_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
+    big_epochs(lab, "--plain")
+
+
+@alone
+@deadline(400)
+def test_an_encrypted_epoch_that_takes_longer_than_the_timeout_is_no_loss(lab):
+    """Fails about every other time: docs/design.md, open work."""
+    big_epochs(lab, "")
 
 
 @deadline(300)
