@@ -369,18 +369,14 @@ static bool three_quarters(uint64_t count, uint64_t max)
 
 static void surplus_drop(struct cmp *c)
 {
-    struct item *it = c->s_surplus.first, *piece;
+    struct item *it = c->s_surplus.first;
 
     c->stats.secondary_surplus++;
     if (it->place == PLACE_REASSEMBLY) {
         reassembly_drop(c, it->fragment.of);
         return;
     }
-    while ((piece = it->datagram.pieces)) {
-        it->datagram.pieces = piece->next;
-        item_free(c, piece);
-    }
-    item_free(c, it);
+    datagram_free(c, it);
 }
 
 static void check_limits(struct cmp *c)

@@ -116,6 +116,17 @@ static void leave(struct cmp *c, struct item *p, struct item *s)
     }
 }
 
+void datagram_free(struct cmp *c, struct item *it)
+{
+    struct item *piece;
+
+    while ((piece = it->datagram.pieces)) {
+        it->datagram.pieces = piece->next;
+        item_free(c, piece);
+    }
+    item_free(c, it);
+}
+
 static void diverge(struct cmp *c, struct item *p, struct item *s)
 {
     uint32_t n = p->bytes < s->bytes ? p->bytes : s->bytes;
@@ -133,7 +144,7 @@ static void diverge(struct cmp *c, struct item *p, struct item *s)
                         *x, *y);
     }
     primary_wait(c, p);
-    item_free(c, s);
+    datagram_free(c, s);
 }
 
 /* Whether the item went away, or waits for the epoch's end now. */
@@ -177,7 +188,7 @@ void datagram_place(struct cmp *c, struct item *it, bool hash_body)
             primary_wait(c, it);
         } else {
             c->stats.secondary_surplus++;
-            item_free(c, it);
+            datagram_free(c, it);
         }
         return;
     }

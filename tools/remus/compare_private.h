@@ -246,6 +246,8 @@ void datagram_secondary(struct cmp *c, const struct packet *p, const uint8_t *fr
  * *hash_body: whether equal packets are to be found by their data too. */
 uint32_t datagram_head_fill(struct datagram_head *head, const struct packet *p,
                             const uint8_t *frame, bool *hash_body);
+/* A secondary's packet, with all of its fragments: none of them may outlive it. */
+void datagram_free(struct cmp *c, struct item *it);
 /* An item with head, pieces, ext and bytes set, in no list: looks for its partner; where there is
  * none it stays, with a copy of its data.  May free it. */
 void datagram_place(struct cmp *c, struct item *it, bool hash_body);
