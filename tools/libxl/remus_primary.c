@@ -98,7 +98,7 @@ struct primary {
     struct remus_packer *packer;            /* NULL: nothing is compressed */
     bool sending;
     uint64_t frontends_read_us;
-    uv_timer_t drain_timer;
+    uv_timer_t drain_timer, send_timer;
     bool drain_timer_open;
 };
 
@@ -1135,6 +1135,11 @@ static void primary_daemon_lost(struct remus_run *r, struct remus_daemon *d)
         remus_disks_revive(r);
 }
 
+static void on_send_turn(uv_timer_t *timer)
+{
+    send_more(timer->data);
+}
+
 static void primary_drained(struct remus_run *r)
 {
     struct primary *p = self(r);
@@ -1143,7 +1148,9 @@ static void primary_drained(struct remus_run *r)
         p->copy_paused = false;
         uv_read_start((uv_stream_t *)&p->copy_out, on_copy_room, on_copy_read);
     }
-    send_more(p);
+    /* libuv tells of up to nine writes in a round of its loop, and nothing else has a turn then. */
+    if (p->sending)
+        uv_timer_start(&p->send_timer, on_send_turn, 0, 0);
 }
 
 static void primary_periodic(struct remus_run *r)
@@ -1293,7 +1300,8 @@ int remus_primary_run(const struct remus_session_params *params,
     if (rc)
         goto out;
     uv_timer_init(&r->loop, &p->drain_timer);
-    p->drain_timer.data = p;
+    uv_timer_init(&r->loop, &p->send_timer);
+    p->drain_timer.data = p->send_timer.data = p;
 
     r->status.domid = params->domid;
     remus_run_introduce(r);
