@@ -170,6 +170,7 @@ static void publish(struct remus_run *r)
     remus_run_publish(r, REMUS_NODE_STATE, remus_state_name(r->core.state));
     publish_number(r, REMUS_NODE_PROTECTED, s->protected_now);
     remus_run_publish(r, REMUS_NODE_HEALTH, remus_health_name(r->health.shown));
+    remus_run_publish(r, REMUS_NODE_REASON, r->announced);
     remus_run_publish(r, REMUS_NODE_MODE, mode_asked_for(r));
     remus_run_publish(r, REMUS_NODE_RUNNING_MODE, r->core.mode->name);
     if (r->lag_from_us) {
@@ -195,15 +196,15 @@ void remus_run_introduce(struct remus_run *r)
     remus_run_publish(r, REMUS_NODE_HEALTH, remus_health_name(REMUS_UNPROTECTED));
 }
 
-/* Told in xenstore and to the supervisor, who tells the hooks. */
+/* Told to the supervisor, who tells the hooks.  In xenstore it is seen with the next of what is
+ * published there: it may be the middle of a takeover, which does not wait for xenstored. */
 static void announce(struct remus_run *r, enum remus_transition what, const char *reason)
 {
     if (what == REMUS_T_NONE || r->hidden)
         return;
     remus_run_log(r, XC_SR_DEBUG, "transition: %s (%s)", remus_transition_name(what), reason);
     snprintf(r->status.reason, sizeof(r->status.reason), "%s", reason);
-    if (r->h.domid && remus_guest_is_there(r->xs, r->h.domid))
-        remus_run_publish(r, REMUS_NODE_REASON, reason);
+    snprintf(r->announced, sizeof(r->announced), "%s", reason);
     if (r->p->transition)
         r->p->transition(r->p->arg, what, r->core.acked, reason);
 }

@@ -160,6 +160,7 @@ struct remus_run {
     uint64_t status_us;
     uint64_t published_us;          /* xenstore nodes, as written last */
     char published[REMUS_NODE_COUNT][REMUS_XS_TEXT_MAX + 1];
+    char announced[200];            /* why the last transition took place */
     struct remus_health_view health;
     uint64_t lag_from_us;           /* when the newest acknowledged epoch ended; 0: there is none */
     uint64_t rules_lost_epoch;      /* primary: the epoch in which somebody removed rules; 0 */
