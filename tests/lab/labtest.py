@@ -664,7 +664,8 @@ def main(argv, default_file=None):
                 passed += 1
                 continue
             failed += 1
-            print("not ok %s: %s (%.1f s)" % (name, reason.splitlines()[0], seconds), flush=True)
+            first = (reason or "no reason given").splitlines()[0]
+            print("not ok %s: %s (%.1f s)" % (name, first, seconds), flush=True)
             report_failure(lab, reason)
             sys.stdout.flush()
     except LabError as e:
