@@ -11,7 +11,6 @@ int blkd_main(int argc, char **argv);
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <cmocka.h>
@@ -31,13 +30,12 @@ static struct blkd *blkd;
 /* ---- Disks, in the place of blkio.c --------------------------------------------------------- */
 
 struct blkio {
-    int fd[REMUS_DISKS_MAX + 1];
+    int fd[FILES];
     struct blkio_op *op[OPS];
     uint32_t count;
 };
 
 static struct blkio the_io;
-static int io_event;
 static uint32_t syncs;          /* of the disk */
 /* Operations that do not complete yet; NULL: all do. */
 static bool (*held)(const struct blkio_op *op);
@@ -78,7 +76,7 @@ int blkio_new(struct blkio **out, uint32_t depth, uint32_t files)
 {
     uint32_t i;
 
-    assert_true(depth <= OPS && files <= REMUS_DISKS_MAX + 1);
+    assert_true(depth <= OPS && files <= FILES);
     the_io.count = syncs = 0;
     held = fails = NULL;
     for (i = 0; i < files; i++) {
@@ -96,15 +94,9 @@ void blkio_free(struct blkio *io)
     while (io->count) {
         blkio_reap(io);
     }
-    for (i = 0; i < REMUS_DISKS_MAX + 1; i++) {
+    for (i = 0; i < FILES; i++) {
         blkio_set_file(io, i, -1);
     }
-}
-
-int blkio_fd(const struct blkio *io)
-{
-    (void)io;
-    return io_event;
 }
 
 int blkio_set_file(struct blkio *io, uint32_t slot, int fd)
@@ -123,16 +115,12 @@ int blkio_begin(struct blkio *io, struct blkio_op *op)
     return 0;
 }
 
-int blkio_flush(struct blkio *io)
+/* Nobody waits here: see turn(). */
+int blkio_wait(struct blkio *io, int timeout_ms)
 {
     (void)io;
+    (void)timeout_ms;
     return 0;
-}
-
-bool blkio_waits(const struct blkio *io)
-{
-    (void)io;
-    return false;
 }
 
 static int carry_out(const struct blkio *io, const struct blkio_op *op)
@@ -365,16 +353,11 @@ static void hear_daemon(void)
     }
 }
 
-/* One round of loop(), which waits for nothing. */
+/* One round of loop(), which waits for nothing, and looks everywhere. */
 static void turn(void)
 {
-    blkd->busy = false;
-    ctl_work(blkd);
-    blkio_reap(blkd->io);
-    jobs_work(blkd);
-    sync_work(blkd);
-    copy_work(blkd);
-    rest_work(blkd);
+    blkd->ctl.ready = blkd->channel_in.ready = true;
+    work(blkd);
     hear_daemon();
     hear_guest();
 }
@@ -434,7 +417,6 @@ static void start(enum blkd_role role)
     memset(said_epoch, 0, sizeof(said_epoch));
     blkd = calloc(1, sizeof(*blkd));
     assert_non_null(blkd);
-    blkd->epoll = -1;
     blkd->ctl_open = true;
     blkd->role = role;
     blkd->now_us = 1000000;
@@ -598,14 +580,13 @@ static int new_hosts(void **state)
     assert_int_equal(pipe(bells), 0);
     bells[0] = aside(bells[0]);
     bells[1] = aside(bells[1]);
-    io_event = aside(eventfd(0, 0));
     new_guest();
     return 0;
 }
 
 static int free_hosts(void **state)
 {
-    const int fds[] = { disk_fd, store_fd, bells[0], bells[1], io_event };
+    const int fds[] = { disk_fd, store_fd, bells[0], bells[1] };
     uint32_t i;
 
     (void)state;

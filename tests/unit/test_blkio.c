@@ -1,7 +1,6 @@
 /* Disk I/O through the real io_uring of this machine, on files. */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -87,11 +87,8 @@ static void begin(struct fixture *f, struct waited *w, uint32_t file, enum blkio
 
 static void wait_for(struct fixture *f, const struct waited *w)
 {
-    struct pollfd p = { .fd = blkio_fd(f->io), .events = POLLIN };
-
-    assert_int_equal(blkio_flush(f->io), 0);
     while (!w->done) {
-        assert_int_equal(poll(&p, 1, 10000), 1);
+        assert_int_equal(blkio_wait(f->io, 10000), 0);
         blkio_reap(f->io);
     }
     assert_int_equal(w->done, 1);
@@ -105,18 +102,6 @@ static int do_op(struct fixture *f, enum blkio_type type, uint64_t offset, uint6
     begin(f, &w, 1, type, offset, bytes, pieces);
     wait_for(f, &w);
     return w.rc;
-}
-
-static void what_has_not_begun_waits_for_a_flush(void **state)
-{
-    struct fixture *f = *state;
-    struct waited w;
-
-    assert_false(blkio_waits(f->io));
-    begin(f, &w, 1, BLKIO_WRITE, 0, 4096, 1);
-    assert_true(blkio_waits(f->io));
-    wait_for(f, &w);
-    assert_false(blkio_waits(f->io));
 }
 
 static void what_is_written_in_pieces_is_read_in_others(void **state)
@@ -205,15 +190,108 @@ static void errors_are_told_with_their_reason(void **state)
     assert_int_equal(blkio_set_file(f->io, 2, f->fd), -EINVAL);
 }
 
+/* An operation on a stream in slot 0. */
+static void begin_stream(struct fixture *f, struct waited *w, enum blkio_type type, void *bytes,
+                         size_t count)
+{
+    memset(w, 0, sizeof(*w));
+    w->iov[0] = (struct iovec){ bytes, count };
+    w->op = (struct blkio_op){ .type = type, .iov = w->iov, .iovs = 1, .done = on_done, .arg = w };
+    assert_int_equal(blkio_begin(f->io, &w->op), 0);
+}
+
+static void nothing_happens(struct fixture *f, const struct waited *w)
+{
+    assert_int_equal(blkio_wait(f->io, 20), 0);
+    assert_int_equal(blkio_reap(f->io), 0);
+    assert_int_equal(w->done, 0);
+}
+
+static void streams_are_waited_for_beside_disks(void **state)
+{
+    struct fixture *f = *state;
+    struct waited w, disk;
+    char text[8] = "";
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+    assert_int_equal(blkio_set_file(f->io, 0, pair[0]), 0);
+    begin_stream(f, &w, BLKIO_READABLE, NULL, 0);
+    nothing_happens(f, &w);
+    begin(f, &disk, 1, BLKIO_READ, 0, 4096, 1);
+    wait_for(f, &disk);
+    assert_int_equal(w.done, 0);
+    assert_int_equal(blkio_busy(f->io), 0);
+    assert_int_equal(write(pair[1], "a", 1), 1);
+    wait_for(f, &w);
+    assert_int_equal(w.rc, 0);
+    /* It still is. */
+    begin_stream(f, &w, BLKIO_READABLE, NULL, 0);
+    wait_for(f, &w);
+    begin_stream(f, &w, BLKIO_WRITABLE, NULL, 0);
+    wait_for(f, &w);
+    begin_stream(f, &w, BLKIO_TAKE, text, sizeof(text));
+    wait_for(f, &w);
+    assert_int_equal(w.rc, 1);
+    assert_string_equal(text, "a");
+    begin_stream(f, &w, BLKIO_TAKE, text, sizeof(text));
+    nothing_happens(f, &w);
+    assert_int_equal(write(pair[1], "bc", 2), 2);
+    wait_for(f, &w);
+    assert_int_equal(w.rc, 2);
+    /* The other side's end is what a wait for it ends with as well. */
+    begin_stream(f, &w, BLKIO_READABLE, NULL, 0);
+    nothing_happens(f, &w);
+    close(pair[1]);
+    wait_for(f, &w);
+    /* One that nothing comes of keeps nobody from ending. */
+    close(pair[0]);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+    assert_int_equal(blkio_set_file(f->io, 0, pair[0]), 0);
+    begin_stream(f, &w, BLKIO_READABLE, NULL, 0);
+    nothing_happens(f, &w);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+/* What is given is not what is waited for: a wait that has begun with it goes on. */
+static void what_is_given_does_not_end_a_wait(void **state)
+{
+    struct fixture *f = *state;
+    struct waited give, take;
+    char text[8] = "";
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+    assert_int_equal(blkio_set_file(f->io, 0, pair[0]), 0);
+    begin_stream(f, &give, BLKIO_GIVE, "ab", 2);
+    begin_stream(f, &take, BLKIO_TAKE, text, sizeof(text));
+    assert_int_equal(blkio_wait(f->io, 20), 0);
+    assert_int_equal(blkio_reap(f->io), 1);
+    assert_int_equal(give.rc, 2);
+    assert_int_equal(read(pair[1], text, sizeof(text)), 2);
+    assert_int_equal(write(pair[1], "c", 1), 1);
+    begin_stream(f, &give, BLKIO_GIVE, "d", 1);
+    assert_int_equal(blkio_wait(f->io, 10000), 0);
+    blkio_reap(f->io);
+    assert_int_equal(take.done, 1);
+    assert_int_equal(take.rc, 1);
+    wait_for(f, &give);
+    assert_int_equal(give.rc, 1);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        TEST(what_has_not_begun_waits_for_a_flush),
         TEST(what_is_written_in_pieces_is_read_in_others),
         TEST(a_punched_range_reads_as_zeroes_and_the_file_keeps_its_size),
         TEST(no_more_than_depth_are_under_way),
         TEST(errors_are_told_with_their_reason),
+        TEST(streams_are_waited_for_beside_disks),
+        TEST(what_is_given_does_not_end_a_wait),
     };
 
     return cmocka_run_group_tests_name("blkio", tests, NULL, NULL);

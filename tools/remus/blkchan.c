@@ -171,16 +171,18 @@ static void compact(struct blkchan *ch)
 
 int blkchan_fill(struct blkchan *ch)
 {
+    size_t room;
     ssize_t n;
 
     if (ch->in_at) {
         compact(ch);
     }
-    if (ch->in_bytes == BLKCHAN_IN_BYTES) {
-        return -EAGAIN;             /* the caller has whole frames to take first */
+    room = BLKCHAN_IN_BYTES - ch->in_bytes;
+    if (!room) {
+        return 0;                   /* the caller has whole frames to take first */
     }
     do {
-        n = recv(ch->fd, ch->in + ch->in_bytes, BLKCHAN_IN_BYTES - ch->in_bytes, 0);
+        n = recv(ch->fd, ch->in + ch->in_bytes, room, 0);
     } while (n < 0 && errno == EINTR);
     if (n <= 0) {
         return n ? -errno : -EPIPE;

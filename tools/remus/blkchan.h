@@ -36,8 +36,8 @@ int blkchan_put(struct blkchan *ch, struct remus_disk_frame *head, const struct 
 int blkchan_flush(struct blkchan *ch);
 bool blkchan_wants_write(const struct blkchan *ch);
 
-/* Reads what there is, as far as there is room.  0; -EAGAIN: nothing; -EPIPE: its end; the
- * socket's error. */
+/* Reads what there is, as far as there is room.  0: there may be more; -EAGAIN: there is not, now;
+ * -EPIPE: its end; the socket's error. */
 int blkchan_fill(struct blkchan *ch);
 /*
  * The next frame that came.  1: head is filled, in host order, and its payload is good until the

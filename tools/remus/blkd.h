@@ -33,7 +33,13 @@
 #define SYNC_SLOTS    8u            /* ranges being compared or sent */
 #define REMOTE_OPS    32u           /* frames of the primary being worked on */
 #define MERGE_OPS     4u            /* runs on their way to a disk */
-#define STORE_FILE    REMUS_DISKS_MAX               /* slot of blkio_set_file() */
+/* Slots of blkio_set_file() besides the disks'. */
+#define STORE_FILE    REMUS_DISKS_MAX
+#define CTL_FILE      (REMUS_DISKS_MAX + 1u)
+#define CHANNEL_FILE  (REMUS_DISKS_MAX + 2u)
+#define EVENTS_FILE   (REMUS_DISKS_MAX + 3u)
+#define FILES         (REMUS_DISKS_MAX + 4u)
+#define EVENTS_MAX    64u           /* taken at a time */
 #define CREDIT_KEPT   (2ull * PAGES * BLKRING_PAGE) /* for what was taken when a checkpoint comes */
 
 enum blkd_state { STATE_DETACHED, STATE_ATTACHED, STATE_RUNNING, STATE_RESTING };
@@ -251,6 +257,23 @@ struct replication {
     struct job_list stuck, flushes;
 };
 
+/* A descriptor that is waited for: whoever finds it not ready any more says so, and it is waited for
+ * again when that is wanted. */
+struct watch {
+    struct blkio_op op;
+    bool armed, ready;
+};
+
+/* Event channels: what has rung is unmasked at once.  Which it was does not matter, as all rings are
+ * looked at in each round. */
+struct events {
+    struct blkio_op take, give;
+    struct iovec in, out;
+    uint32_t rung[EVENTS_MAX], answered[EVENTS_MAX];
+    uint32_t count;                  /* rung, and not answered yet */
+    bool taking, giving, wait;       /* wait: for it to be readable */
+};
+
 struct blkd {
     uint32_t domid;
     enum blkd_state state;
@@ -263,8 +286,8 @@ struct blkd {
     bool attached_before;            /* what is kept is our own, and over */
     uint64_t rest_epoch;             /* of the DETACH that is under way */
     uint64_t now_us;
-    int epoll;
-    uint32_t watched;                /* epoll's events of the channel */
+    struct watch ctl, channel_in, channel_out;
+    struct events events;
     xengnttab_handle *xgt;
     xenevtchn_handle *xce;
     struct blkio *io;
@@ -294,10 +317,18 @@ struct blkd {
 void disk_describe(struct disk *d, const struct ctl_disk *info);
 /* This daemon is of no more use: the coordinator is told why. */
 void blkd_fail(struct blkd *b, const char *text);
+/* What waits is written, as far as the channel takes it.  0, or its error. */
+int channel_flush(struct blkd *b);
+/* What came is read.  As blkchan_fill(). */
+int channel_fill(struct blkd *b);
+void channel_close(struct blkd *b);
 
 /* ---- blkd_jobs.c ---- */
 
+/* Takes requests and carries on with those that can be. */
 void jobs_work(struct blkd *b);
+/* Makes the answers visible that there are: last in a round, once all others have worked. */
+void jobs_answer(struct blkd *b);
 /* Nothing that was taken owes its answer. */
 bool jobs_at_rest(const struct blkd *b);
 /* Requests of a daemon before this one. */

@@ -14,7 +14,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -41,11 +40,7 @@ static void give_up(struct blkd *b, const char *format, ...)
 
 static void close_channel(struct blkd *b)
 {
-    if (b->r.chan) {
-        epoll_ctl(b->epoll, EPOLL_CTL_DEL, blkchan_fd(b->r.chan), NULL);
-        blkchan_free(b->r.chan);
-        b->r.chan = NULL;
-    }
+    channel_close(b);
     b->r.held = false;
 }
 
@@ -293,7 +288,7 @@ static void frames_work(struct blkd *b)
                 break;
             }
             if (!n) {
-                rc = blkchan_fill(r->chan);
+                rc = channel_fill(b);
                 continue;
             }
         }
@@ -737,7 +732,7 @@ void copy_work(struct blkd *b)
     } else if (merged(b) && last_sync(b)) {
         become_local(b);
     }
-    if (b->r.chan && blkchan_flush(b->r.chan)) {
+    if (b->r.chan && channel_flush(b)) {
         close_channel(b);
     }
 }

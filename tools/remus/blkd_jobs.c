@@ -108,7 +108,8 @@ static void job_end(struct job *j)
     if (j->disk->barrier == job_number(j)) {
         j->disk->barrier = NO_JOB;
     }
-    b->busy = true;                  /* what waited for either */
+    /* What waited for either; that is also a range that is to be sent, or merged. */
+    b->busy |= b->wait.count || b->r.syncing || b->role == ROLE_ACTIVE;
 }
 
 /* The guest can see its answer, or is not going to look for it. */
@@ -634,10 +635,18 @@ void jobs_work(struct blkd *b)
         take_requests(b, &b->ring[i]);
     }
     copies_work(b);
+}
+
+void jobs_answer(struct blkd *b)
+{
+    uint32_t i;
+
+    for (i = 0; i < b->rings; i++) {
+        push(b, &b->ring[i]);
+    }
     for (i = 0; i < b->rings; i++) {
         struct ring *ring = &b->ring[i];
 
-        push(b, ring);
         if (may_take(b, ring) && blkring_more(&ring->r)) {
             b->busy = true;
         }

@@ -20,7 +20,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 
 #include <xxhash.h>
 
@@ -43,11 +42,7 @@ void sync_end(struct blkd *b)
     uint32_t i;
 
     b->role = ROLE_LOCAL;
-    if (r->chan) {
-        epoll_ctl(b->epoll, EPOLL_CTL_DEL, blkchan_fd(r->chan), NULL);
-        blkchan_free(r->chan);
-        r->chan = NULL;
-    }
+    channel_close(b);
     r->syncing = r->synced = r->epoch_owed = false;
     r->stuck_us = 0;
     for (i = 0; i < SYNC_SLOTS; i++) {
@@ -525,7 +520,7 @@ static void frames_work(struct blkd *b)
     struct remus_disk_frame head;
     const uint8_t *payload;
     const char *why;
-    int rc = blkchan_fill(b->r.chan), n;
+    int rc = channel_fill(b), n;
     uint32_t i;
 
     for (i = 0; i < FRAMES_ROUND && b->r.chan; i++) {
@@ -539,6 +534,7 @@ static void frames_work(struct blkd *b)
         }
         b->busy = true;
     }
+    b->busy |= !rc;
     if (b->r.chan && rc && rc != -EAGAIN) {
         lost(b, rc == -EPIPE ? "the other host closed the channel" : strerror(-rc));
     }
@@ -565,7 +561,7 @@ void sync_work(struct blkd *b)
         stuck_work(b);
     }
     if (replicating(b)) {
-        rc = blkchan_flush(b->r.chan);
+        rc = channel_flush(b);
     }
     if (rc) {
         lost(b, strerror(-rc));

@@ -5,7 +5,7 @@
  *
  * One daemon for all disks of a guest.  It takes over rings under a running guest, at whatever
  * state their last backend left them (all requests that were taken are answered), and leaves them
- * in the same state.  One thread, one epoll loop; nothing is allocated after the start, but for the
+ * in the same state.  One thread, which sleeps in the io_uring only; nothing is allocated after the start, but for the
  * maps of what lies over a copy's disks:
  *   jobs    requests under way: with none free, requests stay on their rings
  *   pages   memory for their data: a request that was taken waits for it, and all rings with it
@@ -48,8 +48,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -62,7 +62,7 @@
 #include <xen/evtchn.h>
 #include <xen/gntdev.h>
 
-#define EVENTS_BATCH  8
+#define SIGNAL_MS     500
 #define BUFFER_BYTES  (REMUS_DISK_BYTES_MAX + BLKRING_PAGE)
 #define BUFFERS       (SYNC_SLOTS + REMOTE_OPS + MERGE_OPS)
 #define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS))
@@ -472,7 +472,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
 /* A guest is not to hang because its coordinator is gone; a copy is nobody's then. */
 static void orphaned(struct blkd *b)
 {
-    epoll_ctl(b->epoll, EPOLL_CTL_DEL, REMUS_CTL_FD, NULL);
+    blkio_set_file(b->io, CTL_FILE, -1);
     close(REMUS_CTL_FD);
     b->ctl_open = false;
     if (b->quit_merged) {
@@ -495,6 +495,7 @@ static void ctl_work(struct blkd *b)
     struct ctl_in in;
     int rc;
 
+    b->ctl.ready = false;
     while (!b->quit && b->ctl_open && (rc = ctl_recv(REMUS_CTL_FD, &in)) != -EAGAIN) {
         if (rc == -EPROTO) {
             blkd_fail(b, "malformed control message");
@@ -507,75 +508,187 @@ static void ctl_work(struct blkd *b)
     }
 }
 
-/* ---- Loop ----------------------------------------------------------------------------------- */
+/* ---- What is waited for --------------------------------------------------------------------- */
 
-static void events_work(struct blkd *b)
+static void watch_done(struct blkio_op *op, int rc)
 {
-    int rc = daemon_events(xenevtchn_fd(b->xce));
+    struct watch *w = op->arg;
 
-    if (rc && daemon_may_say(b->domid, b->now_us)) {
+    (void)rc;                        /* whoever reads or writes meets the error */
+    w->armed = !op->over;
+    w->ready = true;
+}
+
+static void watch(struct blkd *b, struct watch *w, enum blkio_type type, uint32_t slot)
+{
+    if (w->armed || (w->ready && type != BLKIO_ARRIVES)) {
+        return;
+    }
+    w->op = (struct blkio_op){ .type = type, .file = slot, .done = watch_done, .arg = w };
+    w->armed = true;
+    blkio_begin(b->io, &w->op);
+}
+
+static void events_answer(struct blkd *b);
+
+static void answered(struct blkio_op *op, int rc)
+{
+    struct blkd *b = op->arg;
+
+    b->events.giving = false;
+    if (rc != (int)b->events.out.iov_len && daemon_may_say(b->domid, b->now_us)) {
         daemon_say(DAEMON_WARNING, "domain %u: event channels cannot be unmasked: %s", b->domid,
+                   strerror(rc < 0 ? -rc : EIO));
+    }
+    events_answer(b);
+}
+
+/* So that they can ring again; what rings meanwhile is not lost, and does so then. */
+static void events_answer(struct blkd *b)
+{
+    struct events *e = &b->events;
+
+    if (e->giving || !e->count) {
+        return;
+    }
+    memcpy(e->answered, e->rung, e->count * sizeof(e->rung[0]));
+    e->out = (struct iovec){ e->answered, e->count * sizeof(e->rung[0]) };
+    e->count = 0;
+    e->giving = true;
+    e->give = (struct blkio_op){
+        .type = BLKIO_GIVE, .file = EVENTS_FILE, .iov = &e->out, .iovs = 1, .done = answered,
+        .arg = b,
+    };
+    blkio_begin(b->io, &e->give);
+}
+
+static void rang(struct blkio_op *op, int rc)
+{
+    struct blkd *b = op->arg;
+
+    b->events.taking = false;
+    if (rc > 0) {
+        b->events.count += (uint32_t)rc / (uint32_t)sizeof(b->events.rung[0]);
+        events_answer(b);
+    } else if (rc == -EAGAIN) {
+        b->events.wait = true;
+    } else if (rc < 0 && daemon_may_say(b->domid, b->now_us)) {
+        daemon_say(DAEMON_WARNING, "domain %u: event channels cannot be read: %s", b->domid,
                    strerror(-rc));
     }
 }
 
-/* The channel is listened to only as far as there is something to be done about it. */
-static void channel_watch(struct blkd *b)
+/* libxenevtchn would take one at a time, with two system calls for each. */
+static void events_watch(struct blkd *b)
 {
-    struct epoll_event event;
+    struct events *e = &b->events;
 
-    if (!b->r.chan) {
-        return;
+    if (e->taking || e->count) {
+        return;                      /* those that rang have no other place yet */
     }
-    event.data.u64 = (uint64_t)blkchan_fd(b->r.chan);
-    /* Each round reads until the channel is empty; see channel.h. */
-    event.events = EPOLLET | (b->r.held || !b->r.listening ? 0 : EPOLLIN) |
-                   (blkchan_wants_write(b->r.chan) ? EPOLLOUT : 0);
-    if (event.events != b->watched) {
-        b->watched = event.events;
-        epoll_ctl(b->epoll, EPOLL_CTL_MOD, blkchan_fd(b->r.chan), &event);
+    e->in = (struct iovec){ e->rung, sizeof(e->rung) };
+    e->taking = true;
+    e->take = (struct blkio_op){
+        .type = e->wait ? BLKIO_READABLE : BLKIO_TAKE, .file = EVENTS_FILE, .iov = &e->in,
+        .iovs = 1, .done = rang, .arg = b,
+    };
+    e->wait = false;
+    blkio_begin(b->io, &e->take);
+}
+
+static void watch_all(struct blkd *b)
+{
+    events_watch(b);
+    if (b->ctl_open) {
+        watch(b, &b->ctl, BLKIO_READABLE, CTL_FILE);
+    }
+    if (b->r.chan) {
+        /* Where the kernel encrypts it, half a record would make it readable all the time. */
+        watch(b, &b->channel_in, BLKIO_ARRIVES, CHANNEL_FILE);
+        if (blkchan_wants_write(b->r.chan)) {
+            watch(b, &b->channel_out, BLKIO_WRITABLE, CHANNEL_FILE);
+        }
     }
 }
 
-/* For epoll_wait: until something is to be done all the same. */
+int channel_fill(struct blkd *b)
+{
+    int rc = b->channel_in.ready ? blkchan_fill(b->r.chan) : -EAGAIN;
+
+    b->channel_in.ready &= rc == 0;
+    return rc;
+}
+
+int channel_flush(struct blkd *b)
+{
+    int rc = b->channel_out.armed ? 0 : blkchan_flush(b->r.chan);
+
+    b->channel_out.ready &= !blkchan_wants_write(b->r.chan);
+    return rc;
+}
+
+/* The slot, and a wait for it, hold on to the socket: the other side would not see its end. */
+void channel_close(struct blkd *b)
+{
+    if (!b->r.chan) {
+        return;
+    }
+    shutdown(blkchan_fd(b->r.chan), SHUT_RDWR);
+    blkio_set_file(b->io, CHANNEL_FILE, -1);
+    blkchan_free(b->r.chan);
+    b->r.chan = NULL;
+}
+
+/* ---- Loop ----------------------------------------------------------------------------------- */
+
+/* For blkio_wait(): until something is to be done all the same. */
 static int wait_ms(const struct blkd *b)
 {
-    int sync_ms = sync_wait_ms(b), copy_ms = copy_wait_ms(b);
+    const int waits[] = {
+        sync_wait_ms(b), copy_wait_ms(b),
+        b->ctl_open ? -1 : SIGNAL_MS,   /* one may come just before we sleep */
+    };
+    int ms = -1;
+    size_t i;
 
-    return b->busy ? 0 : sync_ms < 0 ? copy_ms : copy_ms < 0 || sync_ms < copy_ms ? sync_ms
-           : copy_ms;
+    for (i = 0; i < sizeof(waits) / sizeof(waits[0]); i++) {
+        if (waits[i] >= 0 && (ms < 0 || waits[i] < ms)) {
+            ms = waits[i];
+        }
+    }
+    return b->busy ? 0 : ms;
+}
+
+/* All that there is to do now. */
+static void work(struct blkd *b)
+{
+    b->busy = false;
+    blkio_reap(b->io);
+    if (b->ctl.ready) {
+        ctl_work(b);
+    }
+    jobs_work(b);
+    sync_work(b);
+    copy_work(b);
+    jobs_answer(b);
+    rest_work(b);
 }
 
 static void loop(struct blkd *b)
 {
-    struct epoll_event events[EVENTS_BATCH];
-    int i, n, rc;
+    int rc;
 
     while (!b->quit) {
-        channel_watch(b);
-        n = epoll_wait(b->epoll, events, EVENTS_BATCH, wait_ms(b));
-        b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
-        b->busy = false;
-        if (daemon_terminated() && !b->ctl_open) {
-            b->state = STATE_RESTING;
-        }
-        for (i = 0; i < n; i++) {
-            if (events[i].data.u64 == REMUS_CTL_FD) {
-                ctl_work(b);
-            } else if (events[i].data.u64 == (uint64_t)xenevtchn_fd(b->xce)) {
-                events_work(b);
-            }
-        }
-        blkio_reap(b->io);
-        jobs_work(b);
-        sync_work(b);
-        copy_work(b);
-        rc = blkio_flush(b->io);
+        watch_all(b);
+        rc = blkio_wait(b->io, wait_ms(b));
         if (rc) {
             blkd_fail(b, strerror(-rc));
         }
-        b->busy |= blkio_waits(b->io);
-        rest_work(b);
+        b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
+        if (daemon_terminated() && !b->ctl_open) {
+            b->state = STATE_RESTING;
+        }
+        work(b);
     }
 }
 
@@ -602,11 +715,15 @@ static int drop_privileges(char *error, size_t size)
     return remus_privdrop(&options, error, size);
 }
 
-static int add_to_epoll(struct blkd *b, int fd)
+/* All that is waited for, but disks. */
+static int set_files(struct blkd *b)
 {
-    struct epoll_event event = { .events = EPOLLIN, .data.u64 = (uint64_t)fd };
+    int rc = blkio_set_file(b->io, CTL_FILE, REMUS_CTL_FD);
 
-    return epoll_ctl(b->epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+    if (!rc) {
+        rc = blkio_set_file(b->io, EVENTS_FILE, xenevtchn_fd(b->xce));
+    }
+    return !rc && b->r.chan ? blkio_set_file(b->io, CHANNEL_FILE, blkchan_fd(b->r.chan)) : rc;
 }
 
 /* The coordinator's memory is empty the first time. */
@@ -699,34 +816,23 @@ static int setup(struct blkd *b, char *error, size_t size)
                  strerror(-rc));
         return rc;
     }
-    rc = blkio_new(&b->io, IO_DEPTH, REMUS_DISKS_MAX + 1);
+    rc = blkio_new(&b->io, IO_DEPTH, FILES);
     if (rc) {
         snprintf(error, size, "io_uring: %s (is kernel.io_uring_disabled set?)", strerror(-rc));
         return rc;
     }
     b->xgt = xengnttab_open(NULL, 0);
     b->xce = xenevtchn_open(NULL, 0);
-    b->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!b->xgt || !b->xce || b->epoll < 0 ||
+    if (!b->xgt || !b->xce ||
         fcntl(xenevtchn_fd(b->xce), F_SETFL, O_RDWR | O_NONBLOCK) < 0) {
         rc = -errno;
         snprintf(error, size, "%s: %s", !b->xgt ? "/dev/xen/gntdev" : !b->xce ? "/dev/xen/evtchn" :
-                 b->epoll < 0 ? "epoll" : "event channels", strerror(-rc));
+                 "event channels", strerror(-rc));
         return rc;
     }
-    rc = add_to_epoll(b, REMUS_CTL_FD);
-    if (!rc) {
-        rc = add_to_epoll(b, xenevtchn_fd(b->xce));
-    }
-    if (!rc) {
-        rc = add_to_epoll(b, blkio_fd(b->io));
-    }
-    if (!rc && b->r.chan) {
-        rc = add_to_epoll(b, blkchan_fd(b->r.chan));
-        b->watched = EPOLLIN;
-    }
+    rc = set_files(b);
     if (rc) {
-        snprintf(error, size, "epoll: %s (descriptor %d must be an open socket)", strerror(-rc),
+        snprintf(error, size, "io_uring: %s (descriptor %d must be an open socket)", strerror(-rc),
                  REMUS_CTL_FD);
         return rc;
     }
@@ -751,9 +857,6 @@ static void dispose(struct blkd *b)
     }
     if (b->xce) {
         xenevtchn_close(b->xce);
-    }
-    if (b->epoll >= 0) {
-        close(b->epoll);
     }
     if (b->memory) {
         munmap(b->memory, (size_t)(PAGES + INDIRECT_MAX) * BLKRING_PAGE);
@@ -799,7 +902,6 @@ int main(int argc, char **argv)
         perror("colo-blkd");
         return 1;
     }
-    b->epoll = -1;
     b->ctl_open = true;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         switch (option) {
