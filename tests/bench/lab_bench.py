@@ -27,7 +27,7 @@ BULK_BYTES = 2000000
 DIRTY_PAGES_PER_S = 500
 DISK_MB = 128
 FIO_S = 6
-FIO_ROUNDS = 2
+FIO_ROUNDS = 3
 
 
 def row(name, ours, theirs, unit, ratio):
@@ -208,8 +208,9 @@ def disks(lab):
         fio(disk.guest, protected)
         session.stop()
     for _, _, _, name in FIO_JOBS:
-        b, q, a, p = (statistics.mean(f[name]) for f in (blkback, qdisk, alone, protected))
+        b, q, a, p = (statistics.median(f[name]) for f in (blkback, qdisk, alone, protected))
         for title, ours, theirs in ((", colo-blkd : qdisk", a, q), (", colo-blkd : blkback", a, b),
+                                    (", protected : qdisk", p, q),
                                     (", protected : blkback", p, b)):
             row(name.split(",")[0] + title, ours, theirs, name.split(", ")[1], ours / theirs)
 

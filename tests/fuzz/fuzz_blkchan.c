@@ -66,7 +66,13 @@ static void examine(enum blkchan_role role, const struct remus_disk_frame *h,
             abort();
         }
         break;
+    case REMUS_DISK_RELATION:
+        if (role != BLKCHAN_SECONDARY || h->length != REMUS_DISK_RELATION_BYTES) {
+            abort();
+        }
+        break;
     case REMUS_DISK_EPOCH:
+    case REMUS_DISK_MARK:
         if (role != BLKCHAN_SECONDARY || h->length) {
             abort();
         }
@@ -78,6 +84,8 @@ static void examine(enum blkchan_role role, const struct remus_disk_frame *h,
         break;
     case REMUS_DISK_WANT:
     case REMUS_DISK_CREDIT:
+    case REMUS_DISK_KNOWN:
+    case REMUS_DISK_SAFE:
         if (role != BLKCHAN_PRIMARY || h->length) {
             abort();
         }

@@ -66,6 +66,7 @@ umount /var/lib/lab/small 2>/dev/null
 [ -e /dev/mapper/g1 ] && dmsetup remove g1
 losetup -D
 rm -rf /run/xen/remus/*.json /run/xen/remus/*.lost /etc/xen/remus.d
+rm -f /run/xen/remus/*.dirty /run/xen/remus/*.minder
 i=0
 while left=$(xl list | awk 'NR > 1 && $2 > 0'); [ -n "$left" ] && [ "$i" -lt 20 ]; do
     i=$((i + 1))

@@ -77,6 +77,28 @@ def test_a_full_store_of_the_copy_ends_protection(lab):
 
 
 @deadline(300)
+def test_a_guest_that_writes_more_than_may_wait_gets_checkpoints(lab):
+    """The store has room for 100 MiB, and checkpoints come by age each ten minutes only."""
+    small_file_system(lab, "b", 330)
+    work = DiskGuest(lab, workers=2, disk_mb=256)
+    work.work(0)
+    session = colo.Session(lab, work.guest, verify=False, interval_ms=600000,
+                           options="--receive-command 'xl remus-receive --store %s'" % SMALL)
+    session.wait_protected(200)
+    for _ in range(2):
+        work.guest.run("dd if=/dev/zero of=/dev/xvda bs=1M count=180 seek=70 oflag=direct", 200)
+    status = session.status()
+    check(status["protected"] and status["requested"]["queue"] >= 2, "status: %s" % status)
+    work.no_harm("a")
+    # What waits is committed with the last checkpoint that there is.
+    lab.execute("a", "xenstore-write /local/domain/%d/remus/request checkpoint" %
+                work.guest.domid("a"))
+    session.wait_checkpoints(status["checkpoints"] + 1, 60)
+    equal(session.stop(), 0, "exit status of xl remus")
+    equal(work.checksum("a"), work.checksum("b"), "contents of the disks")
+
+
+@deadline(300)
 def test_a_full_disk_of_the_primary_is_the_guests_to_handle(lab):
     small_file_system(lab, "a", 24)
     work = DiskGuest(lab, path=SMALL + "/g1.img", workers=2)

@@ -1,4 +1,4 @@
-/* LINK: tools/remus/blkd_jobs.c tools/remus/blkd_sync.c tools/remus/blkd_copy.c tools/remus/blkd_xfer.c tools/remus/blkring.c tools/remus/blkchan.c tools/remus/blkview.c tools/remus/blkmap.c tools/remus/ctlio.c tools/remus/daemon.c */
+/* LINK: tools/remus/blkd_jobs.c tools/remus/blkd_sync.c tools/remus/blkd_copy.c tools/remus/blkd_xfer.c tools/remus/blkring.c tools/remus/blkchan.c tools/remus/blkview.c tools/remus/blkmap.c tools/remus/blklog.c tools/remus/ctlio.c tools/remus/daemon.c */
 /*
  * All of colo-blkd but io_uring and Xen, between a guest, a coordinator and another host that do
  * what a test says, and disks that complete when it says so.
@@ -336,11 +336,16 @@ static void hear_guest(void)
 
 /* ---- The coordinator ------------------------------------------------------------------------ */
 
-static int ctl, disk_fd, store_fd;
+static int ctl, disk_fd, store_fd, log_fd;
 static uint32_t said[128];
 static uint64_t said_epoch[128];
 static struct blkchan *peer;
 static uint32_t wanted_parts;   /* of each range that is compared: these differ at the other host */
+/* The other host's answer to OPEN; what it is told then; MARKs that it has not answered. */
+static bool knows;
+static uint8_t relation[REMUS_DISK_RELATION_BYTES];
+static uint32_t marks;
+static uint64_t compared;       /* sectors */
 
 static void hear_daemon(void)
 {
@@ -521,7 +526,16 @@ static uint32_t take_frames(struct remus_disk_frame *last, uint8_t *value)
         if (head.type == REMUS_DISK_WRITE) {
             *last = head;
             *value = payload[0];
+        } else if (head.type == REMUS_DISK_OPEN) {
+            peer_says((struct remus_disk_frame){
+                .type = REMUS_DISK_KNOWN, .sectors = knows,
+            }, NULL, 0);
+        } else if (head.type == REMUS_DISK_RELATION) {
+            memcpy(relation, payload, sizeof(relation));
+        } else if (head.type == REMUS_DISK_MARK) {
+            marks++;
         } else if (head.type == REMUS_DISK_HASHES) {
+            compared += head.sectors;
             peer_says((struct remus_disk_frame){
                 .type = REMUS_DISK_WANT, .sector = head.sector, .sectors = wanted_parts,
             }, NULL, 0);
@@ -532,6 +546,20 @@ static uint32_t take_frames(struct remus_disk_frame *last, uint8_t *value)
     return count;
 }
 
+/* A new file, of the coordinator's. */
+static void new_log(void)
+{
+    const uint64_t sectors = DISK_SECTORS;
+    const size_t bytes = blklog_bytes(&sectors, 1);
+    void *memory;
+
+    assert_int_equal(ftruncate(log_fd, (off_t)bytes), 0);
+    memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, log_fd, 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    blklog_format(memory, &sectors, 1);
+    munmap(memory, bytes);
+}
+
 static void start_primary(uint64_t credit, uint32_t parts)
 {
     struct remus_disk_frame last;
@@ -539,8 +567,12 @@ static void start_primary(uint64_t credit, uint32_t parts)
     uint32_t i;
 
     wanted_parts = parts;
+    compared = 0;
+    marks = 0;
     start(ROLE_PRIMARY);
     give_disk();
+    tell_with(CTL_BLK_LOG, 0, NULL, 0, log_fd);
+    assert_int_equal(said[CTL_FAILED], 0);
     attach();
     tell(CTL_GO, 1);
     peer_says((struct remus_disk_frame){
@@ -576,6 +608,9 @@ static int new_hosts(void **state)
     give_number(keep, REMUS_BLK_KEEP_FD);
     disk_fd = aside(memfd_create("disk", 0));
     store_fd = aside(memfd_create("store", 0));
+    log_fd = aside(memfd_create("log", 0));
+    new_log();
+    knows = false;
     assert_int_equal(ftruncate(disk_fd, DISK_SECTORS * (off_t)BLKRING_SECTOR), 0);
     assert_int_equal(pipe(bells), 0);
     bells[0] = aside(bells[0]);
@@ -586,7 +621,7 @@ static int new_hosts(void **state)
 
 static int free_hosts(void **state)
 {
-    const int fds[] = { disk_fd, store_fd, bells[0], bells[1] };
+    const int fds[] = { disk_fd, store_fd, log_fd, bells[0], bells[1] };
     uint32_t i;
 
     (void)state;
@@ -1053,6 +1088,174 @@ static void the_store_gives_back_what_was_merged(void **state)
     assert_int_equal(blkd->r.credit, STORE_BYTES + (epoch - 2) * (1u << 20));
 }
 
+/* ---- Catching up ---------------------------------------------------------------------------- */
+
+/* Until the primary's daemon has been told everything, and has told everything. */
+static void primary_turns(uint32_t count)
+{
+    struct remus_disk_frame last;
+    uint8_t value;
+
+    while (count--) {
+        turns(1);
+        take_frames(&last, &value);
+    }
+}
+
+static void other_host_is_safe(void)
+{
+    blkd->now_us += 3000000;
+    primary_turns(2);
+    assert_int_equal(marks, 1);
+    marks = 0;
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_SAFE }, NULL, 0);
+    primary_turns(2);
+}
+
+static void a_disk_that_is_known_is_compared_as_far_as_it_was_written(void **state)
+{
+    const uint8_t nothing[sizeof(relation)] = { 0 };
+
+    (void)state;
+    memset(relation, 0, sizeof(relation));
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, DISK_SECTORS);
+    assert_memory_not_equal(relation, nothing, sizeof(relation));
+    other_host_is_safe();
+    end();
+    /* Nothing has changed. */
+    knows = true;
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, 0);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    /* Sent, and not said to be safe; then written while there is no other host. */
+    guest_writes(1, 1000, 0x11);
+    primary_turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    tell(CTL_BLK_LOCAL, 0);
+    guest_writes(2, 5119, 0x12);
+    turns(5);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    end();
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, 3 * BLKLOG_PART_SECTORS);
+    /* It is another disk. */
+    end();
+    knows = false;
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, DISK_SECTORS);
+}
+
+/* A write that is under way when MARK is sent is none of those that SAFE is about. */
+static void a_write_that_is_sent_after_a_mark_is_not_safe_with_it(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    held = writes_to_disk;
+    guest_writes(1, 256, 0x11);
+    primary_turns(3);
+    other_host_is_safe();
+    held = NULL;
+    primary_turns(3);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    end();
+    knows = true;
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, BLKLOG_PART_SECTORS);
+}
+
+/* The log is marked before the disk is written to: also by a daemon that dies then. */
+static void a_write_is_noted_before_it_begins(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    other_host_is_safe();
+    held = writes_to_disk;
+    guest_writes(1, 256, 0x11);
+    turns(3);
+    assert_int_equal(status[1], NO_ANSWER);
+    end();
+    new_guest();
+    give_number(aside(memfd_create("keep", 0)), REMUS_BLK_KEEP_FD);
+    knows = true;
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, BLKLOG_PART_SECTORS);
+}
+
+/* What the copy's daemon has sent, by type. */
+static void primary_hears(uint32_t heard_of[16])
+{
+    struct remus_disk_frame head;
+    const uint8_t *payload;
+
+    memset(heard_of, 0, 16 * sizeof(heard_of[0]));
+    blkchan_fill(peer);
+    while (blkchan_next(peer, &head, &payload) == 1) {
+        heard_of[head.type % 16]++;
+    }
+}
+
+static void what_is_safe_is_committed_merged_and_durable(void **state)
+{
+    uint32_t heard_of[16], before;
+
+    (void)state;
+    start_copy();
+    primary_writes(2, 64, 8, 0x21);
+    primary_ends(2);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_MARK }, NULL, 0);
+    primary_writes(3, 128, 8, 0x31);
+    turns(10);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_SAFE], 0);
+    before = syncs;
+    held = writes_to_disk;
+    commit(2);
+    turns(10);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_SAFE], 0);
+    assert_int_equal(syncs, before);
+    held = syncs_disk;
+    turns(10);
+    assert_int_equal(disk_byte(64), 0x21);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_SAFE], 0);
+    held = NULL;
+    turns(3);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_SAFE], 1);
+    assert_int_equal(syncs, before + 1);
+    /* What came after it is pending still. */
+    assert_int_equal(disk_byte(128), 0);
+}
+
+static void the_coordinator_says_whether_a_disk_is_known(void **state)
+{
+    struct remus_disk_open open = { .sectors = DISK_SECTORS, .logical_bytes = 512 };
+    const struct iovec iov = { &open, sizeof(open) };
+    const struct iovec bytes = { relation, sizeof(relation) };
+    uint32_t heard_of[16];
+
+    (void)state;
+    start(ROLE_SECONDARY);
+    tell_with(CTL_BLK_STORE, STORE_BYTES, NULL, 0, store_fd);
+    give_disk();
+    tell(CTL_BLK_SYNC, 0);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_OPEN }, &iov, 1);
+    turns(3);
+    assert_int_equal(said[CTL_BLK_OPENED], 1);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_KNOWN], 0);
+    tell(CTL_BLK_KNOWN, 0);
+    turns(1);
+    primary_hears(heard_of);
+    assert_int_equal(heard_of[REMUS_DISK_KNOWN], 1);
+    assert_int_equal(said[CTL_BLK_RELATED], 0);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_RELATION }, &bytes, 1);
+    turns(3);
+    assert_int_equal(said[CTL_BLK_RELATED], 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -1077,6 +1280,11 @@ int main(void)
         TEST(two_barriers_of_a_killed_daemon_are_both_carried_out),
         TEST(a_barrier_waits_for_a_write_that_waited_before_it),
         TEST(the_store_gives_back_what_was_merged),
+        TEST(a_disk_that_is_known_is_compared_as_far_as_it_was_written),
+        TEST(a_write_that_is_sent_after_a_mark_is_not_safe_with_it),
+        TEST(a_write_is_noted_before_it_begins),
+        TEST(what_is_safe_is_committed_merged_and_durable),
+        TEST(the_coordinator_says_whether_a_disk_is_known),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;

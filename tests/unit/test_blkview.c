@@ -288,6 +288,31 @@ static void epochs_only_go_up(void **state)
     blkview_free(v);
 }
 
+static void a_disk_has_an_epoch_when_all_up_to_it_is_merged(void **state)
+{
+    struct blkview *v = new_view();
+    struct blkview_piece run;
+
+    (void)state;
+    assert_true(blkview_merged_to(v, 5));
+    receive(v, 1, 0, 8, 1);
+    receive(v, 3, 8, 8, 3);
+    assert_true(blkview_merged_to(v, 0));
+    assert_false(blkview_merged_to(v, 1));
+    blkview_commit(v, 2);
+    assert_false(blkview_merged_to(v, 2));
+    assert_int_equal(blkview_merge(v, &run), 1);
+    merge_run(v, &run);
+    assert_int_equal(blkview_merge(v, &run), 0);
+    /* The third is pending still. */
+    assert_true(blkview_merged_to(v, 2));
+    assert_false(blkview_merged_to(v, 3));
+    blkview_commit(v, 3);
+    merge_all(v);
+    assert_true(blkview_merged_to(v, 3));
+    blkview_free(v);
+}
+
 static void a_full_layer_refuses(void **state)
 {
     struct blkview *v = new_view();
@@ -431,6 +456,7 @@ int main(void)
         cmocka_unit_test(a_generation_that_is_read_from_is_not_filled_again),
         cmocka_unit_test(a_generation_is_filled_again_only_when_its_place_was_punched),
         cmocka_unit_test(epochs_only_go_up),
+        cmocka_unit_test(a_disk_has_an_epoch_when_all_up_to_it_is_merged),
         cmocka_unit_test(a_full_layer_refuses),
         cmocka_unit_test(any_order_of_events_gives_what_the_model_says),
     };

@@ -557,10 +557,27 @@ static void p_give_input_back(struct remus_core *c, struct remus_actions *out)
     }
 }
 
+static enum remus_end p_outcome(const struct remus_core *c)
+{
+    if (has(c, F_GUEST_ENDED)) {
+        return REMUS_END_GUEST;
+    }
+    if (c->guest_stopped) {
+        return REMUS_END_FAILED;
+    }
+    if (has(c, F_LOST) && has(c, F_PEER_MAY_RUN)) {
+        return REMUS_END_ALONE;
+    }
+    return has(c, F_LOST) || c->stop_reason != REMUS_STOP_OPERATOR ? REMUS_END_FAILED
+           : REMUS_END_STOPPED;
+}
+
 /* Output is held until this is done: it is given again when it fails or is not answered. */
 static void p_unprotect(struct remus_core *c, struct remus_actions *out)
 {
-    act(out, RA_UNPROTECT, 0);
+    struct remus_action *a = act(out, RA_UNPROTECT, 0);
+
+    a->value = p_outcome(c);
     if (c->state != RP_UNPROTECT) {
         enter(c, RP_UNPROTECT);
     }
@@ -647,20 +664,7 @@ static void p_lost_because(struct remus_core *c, struct remus_actions *out)
 
 static void p_finish(struct remus_core *c, struct remus_actions *out)
 {
-    enum remus_end end;
-
-    if (has(c, F_GUEST_ENDED)) {
-        end = REMUS_END_GUEST;
-    } else if (c->guest_stopped) {
-        end = REMUS_END_FAILED;
-    } else if (has(c, F_LOST) && has(c, F_PEER_MAY_RUN)) {
-        end = REMUS_END_ALONE;
-    } else if (has(c, F_LOST) || c->stop_reason != REMUS_STOP_OPERATOR) {
-        end = REMUS_END_FAILED;
-    } else {
-        end = REMUS_END_STOPPED;
-    }
-    finish(c, end, out);
+    finish(c, p_outcome(c), out);
 }
 
 static void p_fence(struct remus_core *c, struct remus_actions *out)

@@ -163,7 +163,8 @@ enum remus_action_type {
     RA_SEND_EPOCH,          /* encode and send .epoch; answers come from the peer */
     RA_RELEASE,             /* output of epochs <= .epoch may leave */
     RA_HOLD,                /* release nothing from now on */
-    RA_UNPROTECT,           /* release all, remove rules, log-dirty off -> UNPROTECTED */
+    RA_UNPROTECT,           /* release all, remove rules, log-dirty off -> UNPROTECTED; value:
+                               enum remus_end as it will be */
     RA_FENCE_AND_STOP,      /* not granted: drop output, stop this guest for good; no answer */
     /* secondary */
     RA_ACK,                 /* send ACK .epoch */

@@ -1,19 +1,25 @@
 /* remus_disk.c: see remus_disk.h. */
 #include "tools/libxl/remus_disk.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
+#include <linux/loop.h>
+#include <linux/major.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_run.h"
 #include "tools/remus/blkring.h"
 
@@ -25,6 +31,7 @@
 #define LOOPS_MAX    256
 #define NUDGE_AFTER_US 100000ull          /* without an answer: the guest runs for a moment */
 #define NUDGE_US     2000u
+#define MINDER_US    30000000ull
 #define DRIVER       "/sys/bus/xen-backend/drivers/vbd/"
 #define STATE_PUBLISHED 3u          /* XenbusStateInitialised: rings and ports are there */
 #define STATE_READY  4u             /* XenbusStateConnected */
@@ -377,14 +384,52 @@ void remus_disk_place_user(struct xs_handle *xs, const struct remus_disk_place *
     }
 }
 
+/*
+ * The file below a loop device, if all of it is the device: the device would hand each request to a
+ * thread of its own.  It reads and writes the file's pages in memory, unless it was told otherwise,
+ * and so do we: both see the same.  A descriptor, or -1: it is no such device.
+ */
+static int open_below(int device_fd, int access_mode)
+{
+    struct loop_info64 info;
+    char path[64], file[4096];
+    FILE *name;
+    struct stat st;
+    int fd = -1;
+
+    if (fstat(device_fd, &st) || major(st.st_rdev) != LOOP_MAJOR ||
+        ioctl(device_fd, LOOP_GET_STATUS64, &info) || info.lo_offset || info.lo_sizelimit ||
+        info.lo_encrypt_type || (access_mode == O_RDWR && info.lo_flags & LO_FLAGS_READ_ONLY)) {
+        return -1;
+    }
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/loop/backing_file", major(st.st_rdev),
+             minor(st.st_rdev));
+    name = fopen(path, "re");
+    if (name && fgets(file, sizeof(file), name)) {
+        file[strcspn(file, "\n")] = 0;
+        fd = open(file, access_mode | O_CLOEXEC |
+                  (info.lo_flags & LO_FLAGS_DIRECT_IO ? O_DIRECT : 0));
+    }
+    if (name) {
+        fclose(name);
+    }
+    if (fd >= 0 && (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_dev != info.lo_device ||
+                    st.st_ino != info.lo_inode)) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
 int remus_disk_open(const struct remus_disk *d, char *error)
 {
+    const int access_mode = d->info.read_only ? O_RDONLY : O_RDWR;
     char path[64];
     uint64_t bytes;
-    int fd, rc;
+    int fd, below, rc;
 
     snprintf(path, sizeof(path), "/dev/block/%u:%u", d->major, d->minor);
-    fd = open(path, (d->info.read_only ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
+    fd = open(path, access_mode | O_DIRECT | O_CLOEXEC);
     if (fd < 0) {
         rc = -errno;
         say(error, "domain %u disk %u: %s does not open: %s", d->domid, d->info.vdev, path,
@@ -397,7 +442,120 @@ int remus_disk_open(const struct remus_disk *d, char *error)
         close(fd);
         return -EINVAL;
     }
-    return fd;
+    below = open_below(fd, access_mode);
+    if (below >= 0) {
+        close(fd);
+    }
+    return below >= 0 ? below : fd;
+}
+
+/* ---- Who has it ---- */
+
+void remus_disk_log_path(char path[REMUS_DISK_LOG_BYTES], uint32_t domid)
+{
+    snprintf(path, REMUS_DISK_LOG_BYTES, REMUS_RUN_DIR "/%u.dirty", domid);
+}
+
+pid_t remus_disk_daemon(uint32_t domid, pid_t other_than)
+{
+    char path[300], text[256], wanted[32];
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+    pid_t found = 0;
+
+    snprintf(wanted, sizeof(wanted), "%u", domid);
+    while (proc && !found && (entry = readdir(proc))) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        const char *word;
+        ssize_t n;
+        int fd;
+
+        snprintf(path, sizeof(path), "/proc/%s/cmdline", entry->d_name);
+        fd = pid > 0 && pid != other_than ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        if (fd < 0) {
+            continue;
+        }
+        n = read(fd, text, sizeof(text) - 1);
+        close(fd);
+        text[n > 0 ? n : 0] = 0;
+        /* "colo-blkd" "--domid" "N" */
+        if (n < 20 || strcmp(text, "colo-blkd") || strcmp(text + 10, "--domid")) {
+            continue;
+        }
+        word = text + 18;
+        found = strcmp(word, wanted) ? 0 : pid;
+    }
+    if (proc) {
+        closedir(proc);
+    }
+    return found;
+}
+
+static void minder_path(char path[PATH_BYTES], uint32_t domid)
+{
+    snprintf(path, PATH_BYTES, REMUS_RUN_DIR "/%u.minder", domid);
+}
+
+int remus_disk_minder_tell(uint32_t domid)
+{
+    char path[PATH_BYTES];
+    int fd, rc = 0;
+
+    minder_path(path, domid);
+    fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return -errno;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) || dprintf(fd, "%d\n", (int)getpid()) < 0) {
+        rc = -errno;
+        close(fd);
+    }
+    return rc;                      /* the descriptor is this process's, until its end */
+}
+
+void remus_disk_minder_forget(uint32_t domid)
+{
+    char path[PATH_BYTES];
+
+    minder_path(path, domid);
+    unlink(path);
+}
+
+/* A file that nobody has locked is of one that was killed, and its number is another's. */
+pid_t remus_disk_minder(uint32_t domid)
+{
+    char path[PATH_BYTES], text[16] = "";
+    pid_t pid = 0;
+    int fd;
+
+    minder_path(path, domid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return 0;
+    }
+    if (flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK &&
+        read(fd, text, sizeof(text) - 1) > 0) {
+        pid = (pid_t)atoi(text);
+    }
+    close(fd);
+    return pid > 0 ? pid : 0;
+}
+
+int remus_disk_minder_ask(uint32_t domid, int number)
+{
+    const pid_t pid = remus_disk_minder(domid);
+    uint64_t deadline = remus_run_now_us() + MINDER_US;
+
+    if (!pid || kill(pid, number)) {
+        return -ESRCH;
+    }
+    while (remus_disk_minder(domid) == pid) {
+        if (remus_run_now_us() > deadline) {
+            return -ETIMEDOUT;
+        }
+        usleep(POLL_US);
+    }
+    return 0;
 }
 
 /* ---- Taking and giving ---- */
@@ -621,8 +779,15 @@ int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_
                     unsigned int timeout_ms, char *error)
 {
     uint64_t deadline = remus_run_now_us() + timeout_ms * 1000ull;
-    int rc = wait_ports(xch, d, false, deadline);
+    char log[REMUS_DISK_LOG_BYTES];
+    int rc;
 
+    remus_disk_log_path(log, d->domid);
+    if (unlink(log) && errno != ENOENT) {
+        say(error, "domain %u: %s cannot be removed: %s", d->domid, log, strerror(errno));
+        return -errno;
+    }
+    rc = wait_ports(xch, d, false, deadline);
     if (!rc) {
         rc = write_driver(d, "bind");
     }

@@ -12,7 +12,10 @@
 #ifndef REMUS_DISK_H
 #define REMUS_DISK_H
 
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include <xenctrl.h>
 #include <xengnttab.h>
@@ -23,6 +26,7 @@
 #define REMUS_DISK_PATH_BYTES  256u
 #define REMUS_DISK_RINGS_MAX   16u
 #define REMUS_DISK_ERROR_BYTES 256u
+#define REMUS_DISK_LOG_BYTES   64u    /* of the path of a guest's log */
 
 /* A disk of a guest, for a host that is to have a copy of it. */
 struct remus_disk_place {
@@ -56,8 +60,8 @@ int remus_disks_read(struct xs_handle *xs, uint32_t domid, struct remus_disk *di
  * large it is; or negative errno. */
 int remus_disk_place_open(const struct remus_disk_place *place, uint64_t *sectors);
 
-/* The block device below it, for colo-blkd: past the page cache, as blkback goes.  A descriptor, or
- * negative errno with a sentence. */
+/* The block device below it, for colo-blkd: past the page cache, as blkback goes; or the file below
+ * that, as a loop device goes.  A descriptor, or negative errno with a sentence. */
 int remus_disk_open(const struct remus_disk *d, char *error);
 
 /* Until blkback or colo-blkd has answered everything: whoever calls sees to it that the guest makes
@@ -95,8 +99,31 @@ int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus
 /* Whether blkback has it. */
 bool remus_disk_served(const struct remus_disk *d);
 /* To blkback; nobody is bound to the guest's ports, and what was taken from its rings is answered.
- * The guest may run: its requests wait.  0: connected. */
+ * The guest may run: its requests wait.  0: connected.  The guest's log is removed first: from here
+ * on others write. */
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
+
+/*
+ * The guest's log (blklog.h), in which its colo-blkd notes what it writes.  Whoever has it open
+ * holds a lock on it (flock, shared): without that nobody has noted anything.
+ */
+void remus_disk_log_path(char path[REMUS_DISK_LOG_BYTES], uint32_t domid);
+
+/* The colo-blkd that serves a domain's disks, other than this one; 0: none. */
+pid_t remus_disk_daemon(uint32_t domid, pid_t other_than);
+
+/*
+ * Between sessions a process may have stayed with the guest's colo-blkd, so that what is written is
+ * noted: its minder.  It says so in a file, and can be asked to give the disks to blkback, or to
+ * leave them, at rest, to the next one.
+ */
+int remus_disk_minder_tell(uint32_t domid);
+void remus_disk_minder_forget(uint32_t domid);
+pid_t remus_disk_minder(uint32_t domid);
+#define REMUS_DISK_MINDER_GIVE  SIGTERM
+#define REMUS_DISK_MINDER_LEAVE SIGUSR1
+/* 0: it has ended; -ESRCH: there is none; -ETIMEDOUT. */
+int remus_disk_minder_ask(uint32_t domid, int number);
 
 #endif /* REMUS_DISK_H */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,8 @@
 #define SETTLE_AGAIN_US 5000000u
 #define GIVE_REST_MS  60000         /* of a guest that runs */
 #define END_MS        5000          /* of a copy that is not needed */
+#define WRITES_MS     5000u
+#define LEAVE_MS      70000u        /* another process, its disks */
 #define MERGE_MS      600000        /* a copy that took over: its writes to the disks */
 #define WINDOW_MAX    (UINT64_C(512) << 20)
 #define WINDOW_MIN    (UINT64_C(96) << 20) /* colo-blkd needs as much */
@@ -43,7 +46,7 @@ void remus_disks_init(struct remus_disks *d)
 {
     unsigned int i;
 
-    d->keep = d->store = -1;
+    d->keep = d->store = d->log = -1;
     d->epoch = 1;
     for (i = 0; i < REMUS_DISKS_MAX; i++)
         d->fd[i] = -1;
@@ -72,6 +75,163 @@ static void close_files(struct remus_disks *d)
         close_file(&d->fd[i]);
     close_file(&d->keep);
     close_file(&d->store);
+    close_file(&d->log);
+}
+
+/* ---- What is kept about a copy's disks ------------------------------------------------------ */
+
+static const char *path_of(const struct remus_run *r, unsigned int i)
+{
+    return r->p->disks[i].path;
+}
+
+/* A daemon that was killed may have had something under way, which ends before long: see
+ * describe(). */
+static int wait_for_writes(int disk_fd)
+{
+    uint64_t deadline = remus_run_now_us() + WRITES_MS * 1000ull;
+    char path[32];
+    int fd, rc = 0;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", disk_fd);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    while (!rc && flock(fd, LOCK_EX | LOCK_NB)) {
+        rc = remus_run_now_us() > deadline ? -EBUSY : 0;
+        usleep(1000);
+    }
+    close(fd);
+    return rc;
+}
+
+static void *keeper_thread(void *arg)
+{
+    struct remus_run *r = arg;
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+    int rc;
+
+    for (i = 0; i < d->count; i++) {
+        if (!d->held[i].open)
+            continue;
+        rc = d->keeper.forget ? remus_diskrec_remove(r->p->store, path_of(r, i))
+             : remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], d->held[i].relation);
+        if (rc)
+            fprintf(stderr, "what is kept about %s cannot be written: %s\n", path_of(r, i),
+                    strerror(-rc));
+    }
+    atomic_store(&d->keeper.done, true);
+    return NULL;
+}
+
+static void keeper_wait(struct remus_disks *d)
+{
+    unsigned int i;
+
+    if (d->keeper.running)
+        pthread_join(d->keeper.thread, NULL);
+    d->keeper.running = false;
+    for (i = 0; d->keeper.forget && i < d->count; i++)
+        d->held[i].open = false;
+}
+
+/* In a thread: it writes to a disk, which may be slow, and the loop has heartbeats to send. */
+static void keeper_begin(struct remus_run *r, bool forget)
+{
+    struct remus_disk_keeper *k = &r->disks.keeper;
+
+    keeper_wait(&r->disks);
+    k->us = remus_run_now_us();
+    k->forget = forget;
+    atomic_store(&k->done, false);
+    k->running = !pthread_create(&k->thread, NULL, keeper_thread, r);
+    if (!k->running)
+        keeper_thread(r);
+}
+
+void remus_disks_vouch(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+    bool any = false;
+
+    if (r->p->role != REMUS_SECONDARY || (d->keeper.running && !atomic_load(&d->keeper.done)))
+        return;
+    keeper_wait(d);
+    for (i = 0; i < d->count; i++)
+        any |= d->held[i].open;
+    if (any && remus_run_now_us() - d->keeper.us > REMUS_DISKREC_RENEW_S * 1000000ull)
+        keeper_begin(r, false);
+}
+
+/* The session is over, and colo-blkd has ended: what is on the disks stays as it is. */
+static void records_close(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int i;
+    int rc;
+
+    keeper_wait(d);
+    for (i = 0; i < d->count; i++) {
+        if (!d->held[i].open)
+            continue;
+        d->held[i].open = false;
+        rc = d->starts && remus_disks_daemon(r)->killed ? wait_for_writes(d->fd[i]) : 0;
+        if (!rc)
+            rc = remus_diskrec_close(r->p->store, path_of(r, i), d->fd[i], d->held[i].relation);
+        if (rc)
+            remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s",
+                          path_of(r, i), strerror(-rc));
+    }
+}
+
+/*
+ * The primary has noted what may differ, from a disk of this relation.  Whatever else was recorded
+ * is gone before colo-blkd writes: it waits for the answer.
+ */
+static void disk_opened(struct remus_run *r, uint32_t i, const uint8_t *relation)
+{
+    struct remus_disks *d = &r->disks;
+    struct remus_disk_held *held = &d->held[i < REMUS_DISKS_MAX ? i : 0];
+    bool known;
+    int rc;
+
+    if (i >= d->count || r->p->role != REMUS_SECONDARY)
+        return;
+    keeper_wait(d);
+    known = held->proven && !memcmp(held->relation, relation, sizeof(held->relation));
+    if (known) {
+        rc = remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], relation);
+        held->open = !rc;
+    } else {
+        rc = remus_diskrec_remove(r->p->store, path_of(r, i));
+        remus_run_log(r, XC_SR_INFO, "%s is compared as a whole: %s", path_of(r, i),
+                      held->proven ? "it was made equal to another disk" : held->why);
+    }
+    if (rc) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "what is kept about %s cannot be "
+                       "written: %s", path_of(r, i), strerror(-rc));
+        return;
+    }
+    held->proven = false;
+    ctl_say(remus_disks_fd(r), CTL_BLK_KNOWN, i, known, NULL);
+}
+
+static void disk_related(struct remus_run *r, uint32_t i, const uint8_t *relation)
+{
+    struct remus_disks *d = &r->disks;
+    int rc;
+
+    if (i >= d->count || r->p->role != REMUS_SECONDARY)
+        return;
+    keeper_wait(d);
+    memcpy(d->held[i].relation, relation, sizeof(d->held[i].relation));
+    rc = remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], relation);
+    d->held[i].open = !rc;
+    if (rc)
+        remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s", path_of(r, i),
+                      strerror(-rc));
 }
 
 void remus_disks_dispose(struct remus_run *r)
@@ -79,6 +239,7 @@ void remus_disks_dispose(struct remus_run *r)
     struct remus_disks *d = &r->disks;
 
     stop_daemon(r);
+    records_close(r);
     close_files(d);
     if (d->xgt)
         xengnttab_close(d->xgt);
@@ -97,6 +258,12 @@ bool remus_disks_control(struct remus_run *r, const struct ctl_in *in)
         return true;
     case CTL_BLK_EPOCH:
         d->epoch = in->msg.epoch;
+        return true;
+    case CTL_BLK_OPENED:
+        disk_opened(r, in->msg.code, in->structs.relation.bytes);
+        return true;
+    case CTL_BLK_RELATED:
+        disk_related(r, in->msg.code, in->structs.relation.bytes);
         return true;
     default:
         return false;
@@ -143,7 +310,9 @@ static int describe(struct remus_run *r, unsigned int i, int shared_fd)
 {
     const struct ctl_msg msg = { .type = CTL_DISK, .count = 1 };
     struct remus_disks *d = &r->disks;
-    const bool must_wait = d->starts > 1 && !d->disk[i].info.read_only && !r->p->shared_disks;
+    /* One of a session before this one may have been killed, too. */
+    const bool must_wait = (d->starts > 1 || r->p->role == REMUS_SECONDARY) &&
+                           !d->disk[i].info.read_only && !r->p->shared_disks;
     uint64_t deadline = remus_run_now_us() + REST_MS * 1000;
     char path[32];
     int fd, rc;
@@ -236,6 +405,134 @@ static int failed(struct remus_run *r, const char *what, int rc)
     return rc;
 }
 
+/* ---- Primary: what is noted ----------------------------------------------------------------- */
+
+static void remove_log(const struct remus_run *r)
+{
+    char path[REMUS_DISK_LOG_BYTES];
+
+    remus_disk_log_path(path, r->h.domid);
+    unlink(path);
+}
+
+/* Another process of ours has the disks since a session, and notes what is written. */
+static bool are_minded(const struct remus_run *r)
+{
+    const struct remus_disks *d = &r->disks;
+    char path[REMUS_DISK_LOG_BYTES];
+    bool minded;
+    unsigned int i;
+    int fd;
+
+    remus_disk_log_path(path, r->h.domid);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    minded = flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    close(fd);
+    for (i = 0; minded && i < d->count; i++)
+        minded = !remus_disk_served(&d->disk[i]);
+    return minded;
+}
+
+/* From that process: the guest's requests wait from here on. */
+static int take_from_minder(struct remus_run *r)
+{
+    uint64_t deadline = remus_run_now_us() + LEAVE_MS * 1000ull;
+    char path[REMUS_DISK_LOG_BYTES];
+    pid_t orphan;
+    int fd, rc;
+
+    rc = remus_disk_minder_ask(r->h.domid, REMUS_DISK_MINDER_LEAVE);
+    /* One that was killed has left a colo-blkd alone, which serves and notes on. */
+    orphan = rc != -ESRCH ? 0
+             : remus_disk_daemon(r->h.domid, uv_process_get_pid(&remus_disks_daemon(r)->process));
+    if (orphan)
+        kill(orphan, SIGTERM);
+    remus_disk_log_path(path, r->h.domid);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    rc = fd < 0 ? -errno : -EAGAIN;
+    while (rc == -EAGAIN) {
+        rc = !flock(fd, LOCK_EX | LOCK_NB) ? 0 : remus_run_now_us() > deadline ? -ETIMEDOUT
+             : -EAGAIN;
+        usleep(1000);
+    }
+    if (fd >= 0)
+        close(fd);
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "the process that serves the guest's disks since the last "
+                      "session does not let go of them: %s", strerror(-rc));
+    return rc;
+}
+
+/* Maps the log and looks into it.  Nobody else does, now.  fresh: it is a new one. */
+static int check_log(struct remus_run *r, int fd, bool fresh)
+{
+    struct remus_disks *d = &r->disks;
+    uint64_t sectors[REMUS_DISKS_MAX], due = 0;
+    struct blklog *log = NULL;
+    unsigned int i;
+    size_t bytes;
+    void *memory;
+    int rc = 0;
+
+    for (i = 0; i < d->count; i++)
+        sectors[i] = d->disk[i].info.sectors;
+    bytes = blklog_bytes(sectors, d->count);
+    if (fresh ? ftruncate(fd, (off_t)bytes) : lseek(fd, 0, SEEK_END) != (off_t)bytes)
+        return fresh ? -errno : -EINVAL;
+    memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    if (fresh)
+        blklog_format(memory, sectors, d->count);
+    else
+        rc = blklog_open(&log, memory, bytes, sectors, d->count);
+    for (i = 0; log && i < d->count; i++)
+        due += blklog_due_bytes(log, i);
+    if (log)
+        remus_run_log(r, XC_SR_INFO, "since the last session, at most %" PRIu64 " KiB of the "
+                      "guest's disks were written", due >> 10);
+    blklog_free(log);
+    munmap(memory, bytes);
+    return rc;
+}
+
+/*
+ * The file that is there, if it is good; otherwise a new one.  In memory: a host that is started
+ * anew has not noted what was written since.
+ */
+static int open_log(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    char path[REMUS_DISK_LOG_BYTES];
+    int rc = -ENOENT;
+
+    remus_disk_log_path(path, r->h.domid);
+    if (d->minded && !r->p->shared_disks) {
+        d->log = open(path, O_RDWR | O_CLOEXEC);
+        rc = d->log < 0 ? -errno : check_log(r, d->log, false);
+    }
+    if (rc) {
+        if (d->log >= 0)
+            close(d->log);
+        remove_log(r);
+        d->log = -1;
+        if (r->p->shared_disks)
+            return 0;
+        d->log = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        rc = d->log < 0 ? -errno : check_log(r, d->log, true);
+    }
+    return rc ? rc : flock(d->log, LOCK_SH | LOCK_NB) ? -errno : 0;
+}
+
+static int give_log(struct remus_run *r)
+{
+    const struct ctl_msg msg = { .type = CTL_BLK_LOG };
+
+    return r->disks.log < 0 ? 0 : ask(r, &msg, NULL, &r->disks.log, CTL_READY);
+}
+
 /* ---- Primary -------------------------------------------------------------------------------- */
 
 int remus_disks_open(struct remus_run *r)
@@ -244,6 +541,7 @@ int remus_disks_open(struct remus_run *r)
 
     if (rc || !r->disks.count)
         return rc;
+    r->disks.minded = are_minded(r);
     rc = open_grants(r);
     if (!rc)
         rc = start_daemon(r, "primary");
@@ -260,7 +558,7 @@ static int take_all(struct remus_run *r)
     int rc = 0, back;
 
     for (taken = 0; !rc && taken < d->count; taken++)
-        rc = remus_disk_take(r->h.xch, d->xgt, &d->disk[taken], TAKE_MS, error);
+        rc = d->minded ? 0 : remus_disk_take(r->h.xch, d->xgt, &d->disk[taken], TAKE_MS, error);
     if (!rc) {
         rc = attach(r);
         snprintf(error, sizeof(error), "colo-blkd does not attach to the guest's disks: %s",
@@ -290,6 +588,16 @@ int remus_disks_protect(struct remus_run *r)
         d->synced = true;
         return 0;
     }
+    rc = d->minded ? take_from_minder(r) : 0;
+    if (rc)
+        return rc;
+    rc = open_log(r);
+    if (!rc)
+        rc = give_log(r);
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "what the guest writes cannot be noted: %s", strerror(-rc));
+    if (rc && !d->minded)
+        return rc;
     if (xc_domain_pause(r->h.xch, r->h.domid))
         return -errno;
     rc = take_all(r);
@@ -358,6 +666,8 @@ void remus_disks_revive(struct remus_run *r)
     if (!rc && unmerged)
         rc = give_store(r);
     if (!rc)
+        rc = give_log(r);
+    if (!rc)
         rc = attach(r);
     if (!rc)
         rc = ctl_say(remus_disks_fd(r), CTL_GO, 0, 0, NULL);
@@ -399,6 +709,8 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
         return;
     }
     stop_daemon(r);
+    if (r->p->role == REMUS_PRIMARY)
+        remove_log(r);
     if (fate == REMUS_DISKS_CLOSED)
         remus_disks_close(r->xs, r->h.domid);
     if (fate != REMUS_DISKS_SERVED)
@@ -410,6 +722,38 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
     }
     remus_run_log(r, XC_SR_INFO, "disks given back to the kernel's backend after %" PRIu64 " us",
                   remus_run_now_us() - began);
+}
+
+bool remus_disks_keep(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+
+    if (!d->taken || d->log < 0 || remus_disks_fd(r) < 0)
+        return false;
+    remus_disks_go(r, false, false);
+    d->kept = !ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
+    if (d->kept)
+        remus_run_log(r, XC_SR_INFO, "colo-blkd serves the guest's disks on, and notes what is "
+                      "written");
+    return d->kept;
+}
+
+void remus_disks_leave(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    int rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+
+    if (!rc)
+        rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests,
+                                       GIVE_REST_MS);
+    d->taken = false;
+    if (rc && remus_disks_fd(r) >= 0) {
+        failed(r, "brought to rest; colo-blkd goes on serving them", rc);
+        ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
+        remus_run_daemon_leave(remus_disks_daemon(r));
+        return;
+    }
+    stop_daemon(r);
 }
 
 /* ---- Secondary ------------------------------------------------------------------------------ */
@@ -494,6 +838,8 @@ int remus_disks_receive(struct remus_run *r)
             .logical_bytes = place->logical_bytes, .read_only = place->read_only,
         };
         rc = describe(r, i, d->fd[i]);
+        d->held[i].proven = !remus_diskrec_check(r->p->store, place->path, d->fd[i],
+                                                 d->held[i].relation, d->held[i].why);
     }
     d->count = r->p->disk_count;
     if (!rc)
@@ -603,12 +949,14 @@ int remus_disks_run(struct remus_run *r)
     return r->disks.taken ? ctl_say(remus_disks_fd(r), CTL_GO, 0, 0, NULL) : 0;
 }
 
+/* The disks' records are of no more use, and wrong soon: they go while the takeover goes on. */
 int remus_disks_takeover(struct remus_run *r)
 {
     const struct ctl_msg msg = { .type = CTL_FAILOVER };
     int rc = 0;
 
     if (r->disks.taken && !r->disks.taken_over) {
+        keeper_begin(r, true);
         rc = ask(r, &msg, NULL, NULL, CTL_ACTIVE);
         r->disks.taken_over = !rc;
     }
@@ -637,8 +985,10 @@ void remus_disks_settle(struct remus_run *r)
             d->settled = false;
         }
     }
-    if (d->settled)
+    if (d->settled) {
+        keeper_wait(d);
         close_files(d);
+    }
 }
 
 bool remus_disks_settled(const struct remus_run *r)
@@ -681,6 +1031,8 @@ void remus_disks_end(struct remus_run *r)
     if (r->disks.starts && r->core.state != RS_ACTIVE)
         remus_disks_daemon(r)->quit_ms = END_MS;
     stop_daemon(r);
+    if (r->disks.starts && !remus_disks_daemon(r)->killed)
+        records_close(r);           /* the others later, which may take time */
     if (r->h.domid)
         remus_disks_close(r->xs, r->h.domid);
 }

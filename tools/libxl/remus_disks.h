@@ -43,6 +43,11 @@ void remus_disks_go(struct remus_run *r, bool cut, bool triggers);
  * left with nobody, because the guest is stopped and it is not known whether it goes on. */
 enum remus_disks_fate { REMUS_DISKS_SERVED, REMUS_DISKS_CLOSED, REMUS_DISKS_LEFT };
 void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate);
+/* The session is over, and colo-blkd serves the guest on.  false: it cannot be, they are to be
+ * given back. */
+bool remus_disks_keep(struct remus_run *r);
+/* Then: colo-blkd ends, and the next session's goes on where it was. */
+void remus_disks_leave(struct remus_run *r);
 
 /* ---- Secondary ---- */
 
@@ -58,6 +63,8 @@ int remus_disks_commit(struct remus_run *r, uint64_t epoch);
 int remus_disks_attach(struct remus_run *r, bool moved); /* moved: its frontends' nodes changed */
 /* It runs. */
 int remus_disks_run(struct remus_run *r);
+/* Now and then: what is kept about the disks is renewed. */
+void remus_disks_vouch(struct remus_run *r);
 int remus_disks_takeover(struct remus_run *r);
 /* After that, again and again: blkback gets the disks when everything is on them. */
 void remus_disks_settle(struct remus_run *r);

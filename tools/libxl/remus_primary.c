@@ -864,10 +864,12 @@ static void say_no_more(struct primary *p)
     p->sending = false;
 }
 
-static void unprotect(struct primary *p)
+/* end: as it will be. */
+static void unprotect(struct primary *p, enum remus_end end)
 {
     struct remus_run *r = &p->run;
     uint32_t reason;
+    bool ended;
 
     say_no_more(p);
     /* The other side is out: what was held may leave. */
@@ -881,8 +883,11 @@ static void unprotect(struct primary *p)
     }
     rules_remove(p);
     remus_run_daemon_stop(&r->daemon);
-    remus_disks_give(r, remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED
-                     ? REMUS_DISKS_CLOSED : REMUS_DISKS_SERVED);
+    ended = remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED;
+    if (ended || r->p->keep_disks == REMUS_KEEP_NEVER ||
+        (r->p->keep_disks == REMUS_KEEP_UNLESS_STOPPED && end == REMUS_END_STOPPED) ||
+        !remus_disks_keep(r))
+        remus_disks_give(r, ended ? REMUS_DISKS_CLOSED : REMUS_DISKS_SERVED);
     remus_run_work_wait(r);
     xc_sr_primary_close(p->sr, true);
     p->sr = NULL;
@@ -991,7 +996,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
             ctl_say(r->daemon.fd, CTL_HOLD, 0, 0, NULL);
         break;
     case RA_UNPROTECT:
-        unprotect(p);
+        unprotect(p, (enum remus_end)a->value);
         break;
     case RA_FENCE_AND_STOP:
         fence_and_stop(p);
@@ -1174,6 +1179,70 @@ static const struct remus_run_ops primary_ops = {
     .periodic = primary_periodic,
 };
 
+/* ---- Between sessions ---------------------------------------------------------------------- */
+
+/* Another session has not begun, and nobody gives the disks to blkback: they are ours to mind. */
+static void mind_control(struct remus_run *r, const struct ctl_in *in)
+{
+    (void)remus_disks_control(r, in);
+}
+
+static void mind_watch(struct remus_run *r)
+{
+    uint32_t reason;
+
+    remus_disks_answer_closing(r);
+    if (remus_guest_state(r->h.xch, r->h.domid, &reason) != REMUS_GUEST_ENDED)
+        return;
+    remus_run_log(r, XC_SR_INFO, "the guest has ended; its disks are closed");
+    remus_disks_give(r, REMUS_DISKS_CLOSED);
+    remus_run_mind_end(r);
+}
+
+static void mind_periodic(struct remus_run *r)
+{
+    switch (r->p->stop_request ? *r->p->stop_request : 0) {
+    case 0:
+        return;
+    case 1:
+        remus_disks_give(r, REMUS_DISKS_SERVED);
+        remus_guest_unpublish(r->xs, r->h.domid); /* otherwise it is the next session's */
+        break;
+    default:
+        remus_disks_leave(r);
+        remus_run_log(r, XC_SR_INFO, "the guest's disks are left to another session");
+    }
+    remus_run_mind_end(r);
+}
+
+static const struct remus_run_ops mind_ops = {
+    .control = mind_control, .daemon_lost = primary_daemon_lost, .watch = mind_watch,
+    .periodic = mind_periodic,
+};
+
+static void mind(struct primary *p, struct remus_session_result *result)
+{
+    struct remus_run *r = &p->run;
+    int rc = remus_disk_minder_tell(r->h.domid);
+
+    if (rc) {
+        remus_run_log(r, XC_SR_ERROR, "nobody would know who has the guest's disks: %s",
+                      strerror(-rc));
+        remus_disks_give(r, REMUS_DISKS_SERVED);
+        return;
+    }
+    result->disks_kept = true;
+    remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
+    remus_guest_publish(r->xs, r->h.domid, "reason", "colo-blkd notes what is written to its "
+                        "disks, for the next session");
+    r->p->minding(r->p->arg, result);
+    remus_disks_watch_closing(r);
+    mind_watch(r);
+    if (r->disks.taken)
+        remus_run_mind(r, &mind_ops);
+    remus_disk_minder_forget(r->h.domid);
+}
+
 /* ---- Life ---------------------------------------------------------------------------------- */
 
 static int start_proxy(struct primary *p)
@@ -1320,16 +1389,18 @@ out:
     else
         rules_remove(p);
     lease_end(p);
-    if (r->h.xch && r->xs)
+    if (r->h.xch && r->xs && !r->disks.kept)
         remus_disks_give(r, p->fenced ? REMUS_DISKS_LEFT : REMUS_DISKS_SERVED);
     if (p->sr)
         xc_sr_primary_close(p->sr, true);
     if (r->xs)
         remus_guest_unpublish(r->xs, params->domid);
-    remus_run_dispose(r);
     xc_sr_cache_free(p->cache);
     xc_sr_epoch_free(&p->epoch);
     remus_guest_xl_continue(p->minders, p->minder_count);
+    if (r->disks.kept)
+        mind(p, result);
+    remus_run_dispose(r);
     free(p->frontends);
     free(p->copy_buffer);
     remus_packer_free(p->packer);

@@ -356,6 +356,10 @@ static void on_period(uv_timer_t *timer)
 {
     struct remus_run *r = timer->data;
 
+    if (r->minding) {
+        r->ops->periodic(r);
+        return;
+    }
     if (r->p->stop_request && *r->p->stop_request && !r->stop_seen) {
         r->stop_seen = true;
         remus_run_post(r, RE_OPERATOR_STOP, 0, 0, NULL);
@@ -714,7 +718,7 @@ static void daemon_lost(struct remus_daemon *d, const char *format, ...)
 
     if (d->expected_to_end)
         return;
-    d->expected_to_end = true;
+    d->expected_to_end = d->killed = true;
     va_start(args, format);
     vsnprintf(how, sizeof(how), format, args);
     va_end(args);
@@ -730,7 +734,7 @@ static void on_control(uv_poll_t *poll_handle, int status, int events)
 
     (void)status;
     (void)events;
-    while (d->fd >= 0 && !d->run->finished) {
+    while (d->fd >= 0 && (!d->run->finished || d->run->minding)) {
         struct ctl_in in;
         int rc = ctl_recv(d->fd, &in);
 
@@ -863,6 +867,7 @@ static void await_daemon(struct remus_daemon *d, pid_t pid)
         ;
     if (rc <= 0) {
         remus_run_log(d->run, XC_SR_WARN, "%s does not end when asked to; killed", d->name);
+        d->killed = true;
         kill(pid, SIGKILL);
     }
     waitpid(pid, NULL, 0);
@@ -1229,7 +1234,7 @@ static void on_xenstore(uv_poll_t *poll_handle, int status, int events)
     }
     if (asked && !r->finished)
         read_request(r);
-    if (fired && !r->finished)
+    if (fired && (!r->finished || r->minding))
         r->ops->watch(r);
 }
 
@@ -1292,6 +1297,35 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     return 0;
 }
 
+/* Last frames (STOP, STOPPED) may still be in the queue: gives them a moment to leave. */
+static void link_drain(struct remus_run *r)
+{
+    int fd;
+
+    if (!r->link_open || r->link_closing)
+        return;
+    uv_stream_set_blocking((uv_stream_t *)&r->link, 1);
+    if (!uv_fileno((uv_handle_t *)&r->link, &fd))
+        shutdown(fd, SHUT_WR);
+}
+
+void remus_run_mind(struct remus_run *r, const struct remus_run_ops *ops)
+{
+    link_drain(r);
+    remus_run_link_close(r);
+    r->ops = ops;
+    r->minding = true;
+    uv_timer_stop(&r->timer);
+    uv_timer_start(&r->period, on_period, PERIOD_MS, PERIOD_MS);
+    uv_run(&r->loop, UV_RUN_DEFAULT);
+    r->minding = false;
+}
+
+void remus_run_mind_end(struct remus_run *r)
+{
+    uv_stop(&r->loop);
+}
+
 int remus_run_loop(struct remus_run *r)
 {
     struct remus_actions actions = { .count = 0 };
@@ -1337,14 +1371,7 @@ static void close_all(uv_handle_t *handle, void *arg)
 void remus_run_dispose(struct remus_run *r)
 {
     r->finished = true;
-    /* Last frames (STOP, STOPPED) may still be in the queue: give them a moment to leave. */
-    if (r->link_open && !r->link_closing) {
-        int fd;
-
-        uv_stream_set_blocking((uv_stream_t *)&r->link, 1);
-        if (!uv_fileno((uv_handle_t *)&r->link, &fd))
-            shutdown(fd, SHUT_WR);
-    }
+    link_drain(r);
     atomic_store(&r->arbitration.given_up, true);
     atomic_store(&r->gating.given_up, true);
     remus_run_work_wait(r);

@@ -15,6 +15,7 @@
 #include "tools/libxl/remus_arbiter.h"
 #include "tools/libxl/remus_core.h"
 #include "tools/libxl/remus_disk.h"
+#include "tools/libxl/remus_diskrec.h"
 #include "tools/libxl/remus_guest.h"
 #include "tools/libxl/remus_hook.h"
 #include "tools/libxl/remus_proto.h"
@@ -51,11 +52,12 @@ struct remus_daemon {
     unsigned int unanswered;        /* questions since it said something last */
     unsigned int asked_in;          /* periods */
     int quit_ms;                    /* how long its orderly end may take; 0: QUIT_MS */
+    bool killed;                    /* its end was not orderly */
     bool poll_open, process_open;
     char name[24], last_words[160]; /* ": " and why it failed, if it said so */
 };
 
-#define RUN_DISK_DAEMONS 4u         /* one that dies is replaced */
+#define RUN_DISK_DAEMONS 16u        /* one that dies is replaced */
 
 /* The guest's disks and their colo-blkd; see remus_disks.c. */
 struct remus_disks {
@@ -78,6 +80,23 @@ struct remus_disks {
                                        takeover, everything is on the disks */
     bool settled;                   /* secondary: and blkback has them */
     uint64_t settle_us;             /* not tried again before */
+    /* Primary: what is written is noted here; -1: nowhere. */
+    int log;
+    bool minded;                    /* another process of ours has had the disks since a session */
+    bool kept;                      /* the session is over, and we have them still */
+    /* Secondary: what is kept about its disks (remus_diskrec.h). */
+    struct remus_disk_held {
+        uint8_t relation[BLKLOG_RELATION_BYTES];
+        bool proven;                /* nobody else has written to the disk since */
+        bool open;                  /* the record says that we write */
+        char why[REMUS_DISKREC_WHY_BYTES];
+    } held[REMUS_DISKS_MAX];
+    struct remus_disk_keeper {
+        pthread_t thread;
+        bool running, forget;       /* forget: the records; otherwise they are renewed */
+        atomic_bool done;
+        uint64_t us;                /* when it was begun last */
+    } keeper;
 };
 
 /* Work in a thread of its own, one piece at a time: the loop has heartbeats to send meanwhile. */
@@ -150,6 +169,7 @@ struct remus_run {
     struct { struct remus_event event; char text[200]; } events[RUN_EVENTS_MAX];
     unsigned int event_first, event_count;
     bool pumping, finished, stop_seen, hidden;
+    bool minding;                   /* the session is over; the loop goes on for the disks */
     uint64_t peer_sent_us;          /* newest heartbeat, to be echoed */
     uint64_t channel_lost_us;       /* when the daemon reported the end of the packet channel */
     bool channel_lost_told;
@@ -173,6 +193,10 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
                    void *side);
 /* Starts the core and runs the loop until RA_FINISH was carried out by remus_run_finish. */
 int remus_run_loop(struct remus_run *r);
+/* After that, with other operations (watch, control, daemon_lost, periodic), until the end is asked
+ * for. */
+void remus_run_mind(struct remus_run *r, const struct remus_run_ops *ops);
+void remus_run_mind_end(struct remus_run *r);
 void remus_run_dispose(struct remus_run *r);
 
 __attribute__((format(printf, 3, 4)))

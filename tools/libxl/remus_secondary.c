@@ -1145,6 +1145,7 @@ static void secondary_periodic(struct remus_run *r)
         remus_run_post(r, RE_FAILED, 0, 0, "the copy did not get through its resume path in %u s",
                        RESUME_PATH_US / 1000000);
     }
+    remus_disks_vouch(r);
     if (s->active)
         settle(s);
 }

@@ -52,6 +52,14 @@ struct remus_status {
     char reason[200];               /* why the newest change of state */
 };
 
+struct remus_session_result {
+    enum remus_end end;
+    uint64_t detail;                /* SHUTDOWN_* for REMUS_END_GUEST */
+    char reason[200];
+    bool disks_kept;                /* by the coordinator, which has not returned */
+    struct remus_status last;
+};
+
 struct remus_session_params {
     enum remus_role role;
     uint32_t domid;                 /* primary: the guest; secondary: 0 */
@@ -69,6 +77,12 @@ struct remus_session_params {
     const char *store;              /* secondary: directory for what is not on the disks yet */
     uint32_t sync_kib;              /* primary: KiB a second of the first synchronisation; 0: any */
     bool shared_disks;              /* primary: both hosts reach the same disks */
+    /* Primary: at the session's end colo-blkd serves the disks on, and notes what is written. */
+    enum remus_keep_disks {
+        REMUS_KEEP_NEVER,
+        REMUS_KEEP_UNLESS_STOPPED,  /* not when an operator has ended it */
+        REMUS_KEEP_ALWAYS,
+    } keep_disks;
     const char *libexec;            /* directory of colo-proxyd, colo-shadowd, remus-save-helper */
     uint64_t cache_pages;           /* budget of the page-mapping cache; 0: whole guest */
     uint32_t deadline_min_ms, deadline_max_ms; /* comparison; 0: defaults */
@@ -82,24 +96,21 @@ struct remus_session_params {
     void (*status)(void *arg, const struct remus_status *status);
     /* A moment that hooks are told of; may be NULL. */
     void (*transition)(void *arg, enum remus_transition what, uint64_t epoch, const char *reason);
-    /* Polled by the loop; set from a signal handler: 1 orderly stop. */
+    /* Polled by the loop; set from a signal handler: 1 orderly stop; while minding: give the disks
+     * back, 2: leave them to the next session. */
     volatile int *stop_request;
     /* Before the first step that cannot be taken back; may be NULL.  Primary: a byte of epoch 1 is
      * sent, so there may be a copy that can take over.  Secondary: output is opened. */
     void (*committed)(void *arg);
+    /* Primary: the session is over, as result says; its coordinator goes on minding the guest's
+     * disks. */
+    void (*minding)(void *arg, const struct remus_session_result *result);
     /* Secondary: called when it took over and is about to serve the guest for good (detach from the
      * terminal and ssh); may be NULL. */
     void (*active)(void *arg, uint32_t domid);
     /* Secondary: the guest is one like any other now; what is left is to act at its end. May be
      * NULL. */
     void (*settled)(void *arg, uint32_t domid);
-};
-
-struct remus_session_result {
-    enum remus_end end;
-    uint64_t detail;                /* SHUTDOWN_* for REMUS_END_GUEST */
-    char reason[200];
-    struct remus_status last;
 };
 
 /* 0 when the session ran and ended as result says; negative errno when it could not begin. */

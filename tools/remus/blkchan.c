@@ -230,12 +230,18 @@ static const char *wrong(enum blkchan_role role, const struct remus_disk_frame *
             ? hashes * (uint32_t)sizeof(uint64_t) : UINT32_MAX;
         break;
     case REMUS_DISK_EPOCH:
+    case REMUS_DISK_MARK:
         want = from_primary ? 0 : UINT32_MAX;
+        break;
+    case REMUS_DISK_RELATION:
+        want = from_primary ? REMUS_DISK_RELATION_BYTES : UINT32_MAX;
         break;
     case REMUS_DISK_SYNCED:
         break;
     case REMUS_DISK_WANT:
     case REMUS_DISK_CREDIT:
+    case REMUS_DISK_KNOWN:
+    case REMUS_DISK_SAFE:
         want = from_primary ? UINT32_MAX : 0;
         break;
     default:

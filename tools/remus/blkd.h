@@ -19,6 +19,7 @@
 
 #include "tools/remus/blkchan.h"
 #include "tools/remus/blkio.h"
+#include "tools/remus/blklog.h"
 #include "tools/remus/blkring.h"
 #include "tools/remus/blkview.h"
 #include "tools/remus/ctl.h"
@@ -234,6 +235,11 @@ struct replication {
     uint64_t rate;                   /* bytes a second; 0: no limit */
     uint64_t rate_us, rate_bytes;    /* a second's beginning, and what was read in it */
     struct sync_slot slot[SYNC_SLOTS];
+    /* Disks, a bit each: OPEN waits for its answer; the new relation is not on its way yet. */
+    uint32_t asking, relating;
+    bool marked;                     /* MARK waits for SAFE */
+    bool unmarked;                   /* something was sent, or noted, since the last MARK */
+    uint64_t mark_us;                /* when it was */
 
     /* secondary */
     uint64_t window;
@@ -245,6 +251,10 @@ struct replication {
     struct remote_op op[REMOTE_OPS];
     uint32_t ops;                    /* busy */
     uint32_t syncs;                  /* of disks, before SYNCED is answered */
+    enum { MARK_NONE, MARK_MERGE, MARK_SYNC } mark;
+    uint64_t mark_epoch;             /* the disks are to have everything up to it */
+    uint32_t mark_syncs;
+    struct xfer mark_x[REMUS_DISKS_MAX];
     struct merge_op merge[MERGE_OPS];
     struct blkio_op punch;           /* of a layer of a disk, in the store */
     bool punching;
@@ -257,15 +267,15 @@ struct replication {
     struct job_list stuck, flushes;
 };
 
-/* A descriptor that is waited for: whoever finds it not ready any more says so, and it is waited for
- * again when that is wanted. */
+/* A descriptor that is waited for: whoever finds it not ready any more says so, and it is waited
+ * for again when that is wanted. */
 struct watch {
     struct blkio_op op;
     bool armed, ready;
 };
 
-/* Event channels: what has rung is unmasked at once.  Which it was does not matter, as all rings are
- * looked at in each round. */
+/* Event channels: what has rung is unmasked at once.  Which it was does not matter, as all rings
+ * are looked at in each round. */
 struct events {
     struct blkio_op take, give;
     struct iovec in, out;
@@ -304,6 +314,9 @@ struct blkd {
     struct job_list active;          /* begun, not answered; in no order */
     struct job_list copy;            /* wait for their grant copy */
     struct job_list wait;            /* wait for memory, or for the end of others */
+    struct blklog *log;              /* NULL: nothing is noted */
+    void *log_memory;
+    size_t log_bytes;
     struct keep *keep;
     uint8_t *views;                  /* its part from KEEP_VIEWS on; NULL: not mapped */
     size_t views_bytes;
@@ -353,8 +366,9 @@ void say_if_broken(struct blkd *b, struct ring *ring);
 void sync_begin(struct blkd *b, uint32_t kib_a_second);
 /* Whether the range is being read for the other host: a write of it waits. */
 bool sync_locks(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t sectors);
-/* Whether a write that begins now is to be sent. */
-bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector);
+/* A write, or a discard, is about to begin.  Returns whether it is to be sent when it is done;
+ * notes it in either case. */
+bool sync_notes(struct blkd *b, uint32_t disk, uint64_t sector, uint64_t sectors);
 /* The write is on the disk: sends it, or has it wait for room. */
 void sync_send(struct job *j);
 /* What is on this disk cannot be told to the other host. */
@@ -366,6 +380,8 @@ void sync_triggers(struct blkd *b, bool triggers);
 /* The guest writes. */
 void sync_writes(struct blkd *b);
 void sync_work(struct blkd *b);
+/* The coordinator's file is where writes are noted.  0 or negative errno. */
+int sync_log(struct blkd *b, int fd);
 /* No other host any more. */
 void sync_end(struct blkd *b);
 /* Milliseconds until something is to be done without an event; -1: none. */
@@ -378,6 +394,8 @@ void copy_work(struct blkd *b);
 bool copy_locks(const struct blkd *b, uint32_t disk, uint64_t sector, uint64_t sectors);
 /* The copy's guest cannot be served: an error that the primary's does not have. */
 void copy_failed(struct blkd *b, uint32_t disk, int rc);
+/* The coordinator's answer to BLK_OPENED. */
+void copy_known(struct blkd *b, uint32_t disk, bool known);
 void copy_commit(struct blkd *b, uint64_t epoch);
 void copy_takeover(struct blkd *b);
 void copy_end(struct blkd *b);

@@ -50,7 +50,8 @@ static bool waits_for_others(const struct blkd *b, const struct remus_disk_frame
 {
     uint32_t i;
 
-    if (head->type == REMUS_DISK_EPOCH || head->type == REMUS_DISK_SYNCED) {
+    if (head->type == REMUS_DISK_EPOCH || head->type == REMUS_DISK_SYNCED ||
+        head->type == REMUS_DISK_MARK) {
         return b->r.ops != 0;
     }
     for (i = 0; i < REMOTE_OPS; i++) {
@@ -172,6 +173,16 @@ static int op_begin(struct blkd *b, const struct remus_disk_frame *head, const u
     return 0;
 }
 
+static int tell_relation(uint32_t type, uint32_t disk,
+                         const uint8_t bytes[REMUS_DISK_RELATION_BYTES])
+{
+    const struct ctl_msg msg = { .type = type, .code = disk, .count = 1 };
+    struct ctl_relation relation;
+
+    memcpy(relation.bytes, bytes, sizeof(relation.bytes));
+    return ctl_send_wait(REMUS_CTL_FD, &msg, &relation, NULL, NULL, 0, 1000);
+}
+
 /* What the primary's guest knows of its disk must fit the one here. */
 static int take_open(struct blkd *b, struct disk *d, const uint8_t *payload)
 {
@@ -199,7 +210,18 @@ static int take_open(struct blkd *b, struct disk *d, const uint8_t *payload)
     disk_describe(d, &info);
     b->keep->disk[info.disk] = info;
     keep_store(&b->keep->described[info.disk], 1);
-    return 0;
+    return tell_relation(CTL_BLK_OPENED, info.disk, open.relation);
+}
+
+/* What is on this disk is compared as far as the primary has noted that it may differ, if this is
+ * the disk that it means: the coordinator knows. */
+void copy_known(struct blkd *b, uint32_t disk, bool known)
+{
+    if (b->role == ROLE_SECONDARY && b->r.chan) {
+        answer(b, (struct remus_disk_frame){
+            .type = REMUS_DISK_KNOWN, .disk = (uint8_t)disk, .sectors = known,
+        });
+    }
 }
 
 static void synced_done(struct xfer *x, int rc)
@@ -267,6 +289,15 @@ static int take_frame(struct blkd *b, const struct remus_disk_frame *head, const
     case REMUS_DISK_SYNCED:
         take_synced(b);
         return 0;
+    case REMUS_DISK_RELATION:
+        return tell_relation(CTL_BLK_RELATED, head->disk, payload);
+    case REMUS_DISK_MARK:
+        if (b->r.mark != MARK_NONE) {
+            return -EPROTO;
+        }
+        b->r.mark = MARK_MERGE;
+        b->r.mark_epoch = b->r.epoch;
+        return 0;
     default:
         return op_begin(b, head, payload);
     }
@@ -305,6 +336,50 @@ static void frames_work(struct blkd *b)
     }
     if (!b->quit && rc && rc != -EAGAIN) {
         close_channel(b);            /* whether that is the primary's loss the link decides */
+    }
+}
+
+/* ---- Durability ----------------------------------------------------------------------------- */
+
+static void mark_done(struct xfer *x, int rc)
+{
+    struct blkd *b = x->b;
+
+    b->busy = true;
+    b->r.mark_syncs--;
+    if (b->role != ROLE_SECONDARY) {
+        return;
+    }
+    if (rc) {
+        give_up(b, "domain %u: the copy's disk %u cannot be made durable: %s", b->domid, x->disk,
+                strerror(-rc));
+    } else if (!b->r.mark_syncs) {
+        b->r.mark = MARK_NONE;
+        answer(b, (struct remus_disk_frame){ .type = REMUS_DISK_SAFE });
+    }
+}
+
+/* What preceded a MARK is on the disks once its generations are merged, and safe after a flush. */
+static void mark_work(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    if (r->mark != MARK_MERGE || !r->chan) {
+        return;
+    }
+    for (i = 0; i < b->disks; i++) {
+        if (!blkview_merged_to(b->disk[i].view, r->mark_epoch)) {
+            return;
+        }
+    }
+    r->mark = MARK_SYNC;
+    r->mark_syncs = b->disks;
+    for (i = 0; i < b->disks; i++) {
+        r->mark_x[i] = (struct xfer){
+            .b = b, .disk = i, .type = BLKIO_SYNC, .target = BLKVIEW_DISK, .done = mark_done,
+        };
+        xfer_begin(&r->mark_x[i]);
     }
 }
 
@@ -640,7 +715,7 @@ static bool merged(const struct blkd *b)
             return false;
         }
     }
-    return !b->r.ops && !b->r.punching;
+    return !b->r.ops && !b->r.mark_syncs && !b->r.punching;
 }
 
 static void last_sync_done(struct xfer *x, int rc)
@@ -729,6 +804,7 @@ void copy_work(struct blkd *b)
     if (b->role == ROLE_SECONDARY) {
         punch_work(b);
         credit_work(b);
+        mark_work(b);
     } else if (merged(b) && last_sync(b)) {
         become_local(b);
     }

@@ -338,8 +338,9 @@ static void io_begin(struct job *j, enum blkio_type type)
         .sector = req->sector, .sectors = req->sectors, .mem = j->iov, .room = j->room,
         .done = xfer_done, .arg = j,
     };
-    if (type == BLKIO_WRITE) {
-        j->send = sync_sends(j->b, disk_number(j), req->sector);
+    if (type == BLKIO_WRITE || type == BLKIO_PUNCH) {
+        j->send = sync_notes(j->b, disk_number(j), req->sector, req->sectors) &&
+                  type == BLKIO_WRITE;
     }
     if (xfer_begin(&j->x)) {
         j->stage = STAGE_STUCK;

@@ -1,10 +1,11 @@
 /*
  * blkd_sync.c: the primary's side of replication; see blkd.h.
  *
- * First synchronisation: ranges of 1 MiB are read from the beginning to the end, hashed in parts
- * and asked about (HASHES); parts that differ (WANT) are read again and sent as writes.  What must
- * hold: whatever the guest writes reaches the other host, once it is beyond doubt that the range's
- * contents there are older.
+ * Synchronisation: what is due (blklog.h), which is everything of disks that were never compared,
+ * is read from the beginning to the end in ranges of at most 1 MiB, hashed in parts and asked about
+ * (HASHES); parts that differ (WANT) are read again and sent as writes.  What must hold: whatever
+ * the guest writes reaches the other host, once it is beyond doubt that the range's contents there
+ * are older.
  *   - a range is read for its hashes only while no write that is under way touches it; from then on
  *     every write of it is sent (disk.sync_at), so what the hashes miss is sent by itself
  *   - a part is read to be sent only while no write touches it, and writes of it wait until it has
@@ -17,9 +18,13 @@
  */
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 #include <xxhash.h>
 
@@ -30,6 +35,7 @@
 #define RANGE_SECTORS (REMUS_DISK_BYTES_MAX / BLKRING_SECTOR)
 #define PART_SECTORS  (REMUS_DISK_HASH_BYTES / BLKRING_SECTOR)
 #define FRAMES_ROUND  64u
+#define MARK_US       2000000u      /* least time between two */
 
 static bool replicating(const struct blkd *b)
 {
@@ -43,7 +49,8 @@ void sync_end(struct blkd *b)
 
     b->role = ROLE_LOCAL;
     channel_close(b);
-    r->syncing = r->synced = r->epoch_owed = false;
+    r->syncing = r->synced = r->epoch_owed = r->marked = false;
+    r->asking = r->relating = 0;
     r->stuck_us = 0;
     for (i = 0; i < SYNC_SLOTS; i++) {
         if (r->slot[i].stage != SYNC_HASH && r->slot[i].stage != SYNC_READ) {
@@ -79,10 +86,26 @@ void sync_failed(struct blkd *b, uint32_t disk, uint64_t sector, int rc)
 
 /* ---- The guest's writes --------------------------------------------------------------------- */
 
-bool sync_sends(const struct blkd *b, uint32_t disk, uint64_t sector)
+bool sync_notes(struct blkd *b, uint32_t disk, uint64_t sector, uint64_t sectors)
 {
-    return replicating(b) && !b->r.shared && !b->disk[disk].info.read_only &&
-           (b->r.synced || (b->r.syncing && sector < b->disk[disk].sync_at));
+    const struct replication *r = &b->r;
+    const uint64_t end = sector + sectors;
+    const uint64_t from = replicating(b) && r->syncing ? b->disk[disk].sync_at : 0;
+    const bool sends = replicating(b) && !r->shared && (r->synced || (r->syncing && sector < from));
+
+    if (!b->log) {
+        return sends;
+    }
+    b->r.unmarked = true;
+    if (sends) {
+        blklog_mark_new(b->log, disk, sector, sectors);
+    }
+    /* What is not sent, or lies partly where nothing was compared yet. */
+    if (!sends || (r->syncing && end > from)) {
+        sector = sector > from ? sector : from;
+        blklog_mark_due(b->log, disk, sector, end - sector);
+    }
+    return sends;
 }
 
 /* Whether so much may be on its way; while the guest is stopped, what was kept for that too. */
@@ -218,6 +241,34 @@ void sync_epoch(struct blkd *b, uint64_t epoch)
     b->r.asked = false;
 }
 
+/*
+ * What was sent so far is to be made durable at the other host; what is under way is sent later.
+ * With a copy there, only between two disk epochs: what it holds back it holds back as a whole.
+ */
+static void put_mark(struct blkd *b)
+{
+    struct remus_disk_frame head = { .type = REMUS_DISK_MARK };
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    if (!b->log || r->marked || !r->unmarked || b->now_us - r->mark_us < MARK_US ||
+        blkchan_put(r->chan, &head, NULL, 0)) {
+        return;
+    }
+    r->marked = true;
+    r->unmarked = b->active.count != 0;
+    r->mark_us = b->now_us;
+    blklog_turn(b->log);
+    for (i = 0; i < b->active.count; i++) {
+        const struct job *j = &b->jobs[b->active.job[i]];
+
+        if (j->send) {
+            blklog_mark_new(b->log, (uint32_t)(j->disk - b->disk), j->kept->req.sector,
+                            j->kept->req.sectors);
+        }
+    }
+}
+
 static void put_epoch(struct blkd *b)
 {
     struct remus_disk_frame head = { .type = REMUS_DISK_EPOCH, .epoch = b->r.epoch };
@@ -226,6 +277,7 @@ static void put_epoch(struct blkd *b)
         b->r.epoch++;
         b->r.epoch_owed = false;
         b->busy = true;
+        put_mark(b);
     }
 }
 
@@ -257,7 +309,34 @@ static int put_open(struct blkd *b, uint32_t i)
     };
     struct iovec iov = { &open, sizeof(open) };
 
+    if (b->log) {
+        blklog_relation(b->log, i, open.relation);
+    }
     return blkchan_put(b->r.chan, &head, &iov, 1);
+}
+
+int sync_log(struct blkd *b, int fd)
+{
+    const off_t end = lseek(fd, 0, SEEK_END);
+    uint64_t sectors[REMUS_DISKS_MAX];
+    uint32_t i;
+    int rc;
+
+    if (b->log || end <= 0) {
+        return b->log ? -EEXIST : end ? -errno : -EINVAL;
+    }
+    b->log_bytes = (size_t)end;
+    b->log_memory = mmap(NULL, b->log_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (b->log_memory == MAP_FAILED) {
+        b->log_memory = NULL;
+        return -errno;
+    }
+    for (i = 0; i < b->disks; i++) {
+        sectors[i] = b->disk[i].info.sectors;
+    }
+    rc = blklog_open(&b->log, b->log_memory, b->log_bytes, sectors, b->disks);
+    /* The file stays open for as long as somebody notes in it: its lock says so. */
+    return rc || fcntl(fd, F_DUPFD_CLOEXEC, 0) >= 0 ? rc : -errno;
 }
 
 void sync_begin(struct blkd *b, uint32_t kib_a_second)
@@ -273,12 +352,17 @@ void sync_begin(struct blkd *b, uint32_t kib_a_second)
     for (i = 0; !rc && i < b->disks; i++) {
         b->disk[i].sync_at = 0;
         rc = put_open(b, i);
+        b->r.asking |= 1u << i;
     }
     if (rc) {
         lost(b, strerror(-rc));
         return;
     }
     b->r.shared = kib_a_second == CTL_BLK_SHARED;
+    if (!b->r.shared && !b->log) {
+        lost(b, "there is nowhere to note what is written");
+        return;
+    }
     b->r.rate = (uint64_t)kib_a_second << 10;
     b->r.rate_us = b->now_us;
     b->r.rate_bytes = 0;
@@ -354,25 +438,26 @@ static void slot_read(struct blkd *b, struct sync_slot *s, enum sync_stage stage
 static bool slot_begin(struct blkd *b, struct sync_slot *s)
 {
     struct replication *r = &b->r;
-    struct disk *d;
-    uint64_t left;
+    struct disk *d = NULL;
+    uint64_t sector = 0;
+    uint32_t sectors = 0;
 
-    while (r->sync_disk < b->disks &&
-           b->disk[r->sync_disk].sync_at >= b->disk[r->sync_disk].info.sectors) {
-        r->sync_disk++;
+    for (; r->sync_disk < b->disks; r->sync_disk++) {
+        d = &b->disk[r->sync_disk];
+        sector = d->sync_at;
+        if (blklog_next(b->log, r->sync_disk, RANGE_SECTORS, &sector, &sectors)) {
+            break;
+        }
+        d->sync_at = d->info.sectors;
     }
-    if (r->sync_disk == b->disks || !rate_allows(b)) {
+    if (!d || r->sync_disk == b->disks || !rate_allows(b) ||
+        jobs_overlap(b, r->sync_disk, sector, sectors, true)) {
         return false;
     }
-    d = &b->disk[r->sync_disk];
-    left = d->info.sectors - d->sync_at;
     s->disk = r->sync_disk;
-    s->sector = d->sync_at;
-    s->sectors = left < RANGE_SECTORS ? (uint32_t)left : RANGE_SECTORS;
-    if (jobs_overlap(b, s->disk, s->sector, s->sectors, true)) {
-        return false;
-    }
-    d->sync_at += s->sectors;
+    s->sector = sector;
+    s->sectors = sectors;
+    d->sync_at = sector + sectors;
     r->rate_bytes += (uint64_t)s->sectors * BLKRING_SECTOR;
     slot_read(b, s, SYNC_HASH, s->sector, s->sectors);
     return true;
@@ -397,6 +482,8 @@ static void part_next(struct blkd *b, struct sync_slot *s)
     uint32_t first, end;
 
     if (!s->wanted) {
+        blklog_compared(b->log, s->disk, s->sector, s->sectors);
+        b->r.unmarked = true;
         b->disk[s->disk].stats.sync_done_bytes += (uint64_t)s->sectors * BLKRING_SECTOR;
         s->stage = SYNC_FREE;
         return;
@@ -447,6 +534,12 @@ static void slots_work(struct blkd *b)
     bool may_begin = true;
     uint32_t i;
 
+    if (r->asking || r->relating) {
+        return;
+    }
+    if (r->epoch == 1) {
+        put_mark(b);
+    }
     for (i = 0; r->syncing && i < SYNC_SLOTS; i++) {
         struct sync_slot *s = &r->slot[i];
 
@@ -476,6 +569,63 @@ static void slots_work(struct blkd *b)
 
 /* ---- What the other host says --------------------------------------------------------------- */
 
+/* Every disk's answer is here: it is known what is due. */
+static void all_known(struct blkd *b)
+{
+    uint32_t i;
+
+    for (i = 0; !b->r.shared && i < b->disks; i++) {
+        b->disk[i].stats.sync_bytes = blklog_due_bytes(b->log, i);
+    }
+    b->busy = true;
+}
+
+/* The other disk is not the one that the log is about: another relation. */
+static void put_relations(struct blkd *b)
+{
+    struct replication *r = &b->r;
+    uint32_t i;
+
+    for (i = 0; i < b->disks; i++) {
+        struct remus_disk_frame head = { .type = REMUS_DISK_RELATION, .disk = (uint8_t)i };
+        uint8_t relation[BLKLOG_RELATION_BYTES];
+        struct iovec iov = { relation, sizeof(relation) };
+
+        if (!(r->relating >> i & 1)) {
+            continue;
+        }
+        if (getrandom(relation, sizeof(relation), 0) != (ssize_t)sizeof(relation)) {
+            lost(b, "the kernel gives no random bytes");
+            return;
+        }
+        blklog_relate(b->log, i, relation);
+        if (blkchan_put(r->chan, &head, &iov, 1)) {
+            return;
+        }
+        r->relating &= ~(1u << i);
+    }
+    if (!r->asking) {
+        all_known(b);
+    }
+}
+
+static const char *take_known(struct blkd *b, const struct remus_disk_frame *head)
+{
+    struct replication *r = &b->r;
+
+    if (head->disk >= b->disks || !(r->asking >> head->disk & 1)) {
+        return "it answers what it was not asked";
+    }
+    r->asking &= ~(1u << head->disk);
+    if (!r->shared && head->sectors != 1) {
+        r->relating |= 1u << head->disk;
+    }
+    if (!r->asking && !r->relating) {
+        all_known(b);
+    }
+    return NULL;
+}
+
 /* NULL: all right. */
 static const char *take_frame(struct blkd *b, const struct remus_disk_frame *head)
 {
@@ -499,6 +649,15 @@ static const char *take_frame(struct blkd *b, const struct remus_disk_frame *hea
         if (b->ctl_open) {
             ctl_say(REMUS_CTL_FD, CTL_BLK_SYNCED, 0, 0, NULL);
         }
+        return NULL;
+    case REMUS_DISK_KNOWN:
+        return take_known(b, head);
+    case REMUS_DISK_SAFE:
+        if (!r->marked) {
+            return "it calls safe what it was not asked about";
+        }
+        blklog_safe(b->log);
+        r->marked = false;
         return NULL;
     case REMUS_DISK_WANT:
         for (i = 0; i < SYNC_SLOTS; i++) {
@@ -554,6 +713,9 @@ void sync_work(struct blkd *b)
     }
     if (replicating(b)) {
         send_more(b);
+    }
+    if (replicating(b) && b->r.relating) {
+        put_relations(b);
     }
     if (replicating(b)) {
         put_epoch(b);

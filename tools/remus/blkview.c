@@ -446,6 +446,18 @@ bool blkview_clean(const struct blkview *v)
     return !blkmap_count(v->layer[0].map) && oldest(v) == BLKVIEW_DISK;
 }
 
+bool blkview_merged_to(const struct blkview *v, uint64_t epoch)
+{
+    uint32_t i;
+
+    for (i = 1; i < BLKVIEW_LAYERS; i++) {
+        if (v->layer[i].state != LAYER_FREE && v->layer[i].epoch <= epoch) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool blkview_busy(const struct blkview *v)
 {
     uint32_t i, readers = 0;

@@ -85,6 +85,8 @@ void blkview_punched(struct blkview *v, uint32_t layer);
 void blkview_drop(struct blkview *v, uint64_t sector, uint32_t sectors);
 /* Nothing lies over the disk: no overlay, and nothing to merge. */
 bool blkview_clean(const struct blkview *v);
+/* The disk has all generations up to this epoch. */
+bool blkview_merged_to(const struct blkview *v, uint64_t epoch);
 /* A layer is held. */
 bool blkview_busy(const struct blkview *v);
 

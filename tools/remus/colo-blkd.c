@@ -5,8 +5,8 @@
  *
  * One daemon for all disks of a guest.  It takes over rings under a running guest, at whatever
  * state their last backend left them (all requests that were taken are answered), and leaves them
- * in the same state.  One thread, which sleeps in the io_uring only; nothing is allocated after the start, but for the
- * maps of what lies over a copy's disks:
+ * in the same state.  One thread, which sleeps in the io_uring only; nothing is allocated after the
+ * start, but for the maps of what lies over a copy's disks:
  *   jobs    requests under way: with none free, requests stay on their rings
  *   pages   memory for their data: a request that was taken waits for it, and all rings with it
  *
@@ -17,6 +17,7 @@
  *
  *   state      means                            DISK  BLK_ATTACH  DETACH    GO       BLK_COMMIT
  *                                               BLK_STORE
+ *                                               BLK_LOG
  *   DETACHED   no ring is touched               same  ATTACHED    DETACHED  RUNNING  same
  *   ATTACHED   rings taken over, guest paused   -     ATTACHED    DETACHED  RUNNING  -
  *   RUNNING    guest is served                  -     -           RESTING   RUNNING  -
@@ -24,7 +25,7 @@
  *              way ends, then DETACHED is said
  *
  * GO in DETACHED is for rings that were attached before, and are where they were.  STATS_GET, QUIT,
- * BLK_SYNC, BLK_LOCAL and FAILOVER are legal everywhere.
+ * BLK_SYNC, BLK_LOCAL, BLK_KNOWN and FAILOVER are legal everywhere.
  *
  * A daemon whose coordinator is gone goes on serving its guest by itself (a secondary's, which
  * serves only a copy, ends); SIGTERM ends it then, in order: as DETACH, then exit.  SIGTERM and
@@ -65,7 +66,8 @@
 #define SIGNAL_MS     500
 #define BUFFER_BYTES  (REMUS_DISK_BYTES_MAX + BLKRING_PAGE)
 #define BUFFERS       (SYNC_SLOTS + REMOTE_OPS + MERGE_OPS)
-#define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS))
+/* Pieces of all that moves data; flushes for MARK, and after a takeover; a hole in the store. */
+#define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS) + 2 * REMUS_DISKS_MAX + 1)
 
 /* ---- Attaching ------------------------------------------------------------------------------ */
 
@@ -279,6 +281,17 @@ static int do_store(struct blkd *b, const struct ctl_in *in, char *error, size_t
     return 0;
 }
 
+static int do_log(struct blkd *b, const struct ctl_in *in, char *error, size_t size)
+{
+    int rc = in->n_fds == 1 ? sync_log(b, in->fds[0]) : -EINVAL;
+
+    if (rc) {
+        snprintf(error, size, "domain %u: BLK_LOG names no log of its disks: %s", b->domid,
+                 strerror(-rc));
+    }
+    return rc;
+}
+
 /* ---- Control -------------------------------------------------------------------------------- */
 
 void blkd_fail(struct blkd *b, const char *text)
@@ -406,6 +419,9 @@ static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
     case CTL_BLK_SYNC:
         sync_begin(b, msg->code);
         return true;
+    case CTL_BLK_KNOWN:
+        copy_known(b, msg->code, msg->epoch == 1);
+        return true;
     case CTL_BLK_LOCAL:
         if (b->role == ROLE_PRIMARY) {
             sync_end(b);
@@ -431,6 +447,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     }
     switch (in->msg.type) {
     case CTL_DISK:
+    case CTL_BLK_LOG:
     case CTL_BLK_STORE:  column = 0; break;
     case CTL_BLK_ATTACH: column = 1; break;
     case CTL_DETACH:     column = 2; break;
@@ -448,6 +465,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     case CTL_DISK:       rc = do_disk(b, in, error, sizeof(error)); break;
     case CTL_BLK_ATTACH: rc = do_attach(b, in, error, sizeof(error)); break;
     case CTL_BLK_STORE:  rc = do_store(b, in, error, sizeof(error)); break;
+    case CTL_BLK_LOG:    rc = do_log(b, in, error, sizeof(error)); break;
     case CTL_DETACH:     b->rest_epoch = in->msg.epoch; break;
     case CTL_GO:         do_go(b, in->msg.epoch, in->msg.code); break;
     case CTL_BLK_COMMIT: do_commit(b, in->msg.epoch); break;
@@ -459,6 +477,7 @@ static void ctl_message(struct blkd *b, const struct ctl_in *in)
     b->state = (enum blkd_state)next;
     switch (in->msg.type) {
     case CTL_DISK:
+    case CTL_BLK_LOG:
     case CTL_BLK_STORE:  ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL); break;
     case CTL_BLK_COMMIT: ctl_say(REMUS_CTL_FD, CTL_BLK_COMMITTED, 0, in->msg.epoch, NULL); break;
     case CTL_BLK_ATTACH: ctl_say(REMUS_CTL_FD, CTL_ATTACHED, 0, in->msg.epoch, NULL); break;
@@ -684,7 +703,8 @@ static void loop(struct blkd *b)
         if (rc) {
             blkd_fail(b, strerror(-rc));
         }
-        b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
+        /* To a tick of the kernel's: the exact one is a system call in a dom0. */
+        b->now_us = daemon_clock_us(CLOCK_MONOTONIC_COARSE);
         if (daemon_terminated() && !b->ctl_open) {
             b->state = STATE_RESTING;
         }
@@ -707,6 +727,7 @@ static int drop_privileges(char *error, size_t size)
         { SCMP_SYS(io_uring_enter), -1, 0 },
         { SCMP_SYS(io_uring_register), 1, IORING_REGISTER_FILES_UPDATE },
         { SCMP_SYS(ftruncate), 0, REMUS_BLK_KEEP_FD },
+        { SCMP_SYS(fcntl), 1, F_DUPFD_CLOEXEC },
     };
     static const struct privdrop_options options = {
         .syscalls = calls, .syscall_count = sizeof(calls) / sizeof(calls[0]),
@@ -867,6 +888,10 @@ static void dispose(struct blkd *b)
     if (b->keep) {
         munmap(b->keep, sizeof(*b->keep));
     }
+    blklog_free(b->log);
+    if (b->log_memory) {
+        munmap(b->log_memory, b->log_bytes);
+    }
     if (b->buffers) {
         munmap(b->buffers, (size_t)BUFFERS * BUFFER_BYTES);
     }
@@ -935,7 +960,7 @@ int main(int argc, char **argv)
         goto out;
     }
     rc = 1;
-    b->now_us = daemon_clock_us(CLOCK_MONOTONIC);
+    b->now_us = daemon_clock_us(CLOCK_MONOTONIC_COARSE);
     if (setup(b, error, sizeof(error))) {
         blkd_fail(b, error);
     } else if (!ctl_say(REMUS_CTL_FD, CTL_READY, 0, 0, NULL)) {

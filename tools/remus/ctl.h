@@ -69,6 +69,10 @@ enum ctl_type {
     CTL_BLK_COMMIT,       /* secondary, at rest: the copy's memory is the primary's at the end of
                              disk epoch .epoch; answered by BLK_COMMITTED.  The first one lets go of
                              the rings of the copy's first run: BLK_ATTACH follows */
+    CTL_BLK_LOG,          /* descriptor of a file of blklog_bytes() by SCM_RIGHTS: what is written
+                             is noted there; after the last DISK; answered by READY */
+    CTL_BLK_KNOWN,        /* secondary: answer to BLK_OPENED for disk .code; epoch: 1: it is of that
+                             relation and no other has written to it, or 0 */
     /* all */
     CTL_STATS_GET = 64,   /* answered by STATS, of colo-blkd by BLK_STATS */
     CTL_QUIT,             /* orderly end */
@@ -89,6 +93,9 @@ enum ctl_type {
                              that took over: everything is on its disks */
     CTL_BLK_EPOCH,        /* blkd, secondary: all of disk epochs up to .epoch is here */
     CTL_BLK_COMMITTED,
+    CTL_BLK_OPENED,       /* blkd, secondary: struct ctl_relation of disk .code: what the primary
+                             has noted is true of a disk of that relation; answered by BLK_KNOWN */
+    CTL_BLK_RELATED,      /* blkd, secondary: the same: this is the disk's from now on */
 };
 
 enum ctl_why {
@@ -188,6 +195,11 @@ struct ctl_disk {
     uint8_t reserved[3];
 };
 
+/* Which other disk it is that a disk was made equal to; see blklog.h. */
+struct ctl_relation {
+    uint8_t bytes[16];
+};
+
 struct ctl_blk_attach {
     uint32_t domid;
     uint32_t disk, ring;      /* indices; rings of a disk from 0 */
@@ -206,8 +218,8 @@ struct ctl_blk_stats {        /* counters since start; (g): gauge */
     uint64_t busy;            /* (g) requests under way */
     uint64_t delay_us_sum, delay_us_max;   /* from taken to answered */
     uint64_t sent_bytes;      /* primary: of the guest's writes, to the other host */
-    uint64_t sync_done_bytes, sync_sent_bytes; /* (g) primary: first synchronisation: compared; sent
-                                                  because it differed */
+    uint64_t sync_bytes;      /* (g) primary: synchronisation: to be compared; 0: not known yet */
+    uint64_t sync_done_bytes, sync_sent_bytes; /* (g) of these, compared; sent, as it differed */
     uint64_t overlay_bytes, waiting_bytes;     /* (g) secondary: its own writes; the primary's */
 };
 

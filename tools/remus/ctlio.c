@@ -35,6 +35,8 @@ static const struct ctl_type_info {
     [CTL_BLK_LOCAL]     = { "BLK_LOCAL", 0, 0, false },
     [CTL_BLK_STORE]     = { "BLK_STORE", 0, 0, true },
     [CTL_BLK_COMMIT]    = { "BLK_COMMIT", 0, 0, false },
+    [CTL_BLK_LOG]       = { "BLK_LOG", 0, 0, true },
+    [CTL_BLK_KNOWN]     = { "BLK_KNOWN", 0, 0, false },
     [CTL_BLK_ATTACH]    = { "BLK_ATTACH", sizeof(struct ctl_blk_attach), REMUS_RINGS_MAX, false },
     [CTL_STATS_GET]     = { "STATS_GET", 0, 0, false },
     [CTL_QUIT]          = { "QUIT", 0, 0, false },
@@ -55,6 +57,8 @@ static const struct ctl_type_info {
     [CTL_BLK_SYNCED]    = { "BLK_SYNCED", 0, 0, false },
     [CTL_BLK_EPOCH]     = { "BLK_EPOCH", 0, 0, false },
     [CTL_BLK_COMMITTED] = { "BLK_COMMITTED", 0, 0, false },
+    [CTL_BLK_OPENED]    = { "BLK_OPENED", sizeof(struct ctl_relation), 1, false },
+    [CTL_BLK_RELATED]   = { "BLK_RELATED", sizeof(struct ctl_relation), 1, false },
     [CTL_BLK_STATS]     = { "BLK_STATS", sizeof(struct ctl_blk_stats), REMUS_DISKS_MAX, false },
 };
 

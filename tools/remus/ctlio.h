@@ -32,6 +32,7 @@ union ctl_structs {
     struct ctl_disk disk;                      /* CTL_DISK, msg.count == 1 */
     struct ctl_blk_attach rings[REMUS_RINGS_MAX];  /* CTL_BLK_ATTACH, msg.count of them */
     struct ctl_blk_stats disks[REMUS_DISKS_MAX];   /* CTL_BLK_STATS, msg.count of them */
+    struct ctl_relation relation;              /* CTL_BLK_OPENED, _RELATED, msg.count == 1 */
 };
 #define CTL_PACKET_MAX (sizeof(struct ctl_msg) + sizeof(union ctl_structs) + CTL_TEXT_MAX)
 
@@ -47,7 +48,7 @@ struct ctl_in {
 /*
  * Never waits.  0; -EAGAIN: nothing there; -EPIPE: the other end is gone; -EPROTO: a malformed
  * message, which was taken off the socket (descriptors in it are closed).  Descriptors with any
- * type but CTL_FAILOVER, CTL_DISK and CTL_BLK_STORE are malformed.
+ * type but CTL_FAILOVER, CTL_DISK, CTL_BLK_STORE and CTL_BLK_LOG are malformed.
  */
 int ctl_recv(int fd, struct ctl_in *in);
 

@@ -549,6 +549,9 @@ static int start(struct supervisor *s)
         .disk_fd = s->fds[REMUS_CHANNEL_DISKS],
         .guard_fd = s->guard_fd,
         .sync_kib = s->o.sync_kib,
+        .keep_disks = s->o.catch_up ? REMUS_KEEP_ALWAYS
+                      : s->o.reprotect || s->o.keep_trying ? REMUS_KEEP_UNLESS_STOPPED
+                                                           : REMUS_KEEP_NEVER,
     };
     unsigned int i;
     int rc;
@@ -953,6 +956,8 @@ static int conclude(struct supervisor *s)
 
     if (s->fate == FATE_ACTIVE)
         return yield_guest(s);
+    if (s->have_result && s->result.disks_kept)
+        worker_let_go(&s->worker);
     status = worker_reap(&s->worker);
     if (!s->have_result)
         return worker_died(s, status);
@@ -1122,6 +1127,32 @@ static bool again(void *arg, int code, bool first)
     return better;
 }
 
+/* No session follows any more: the kernel's backend serves the guest's disks again. */
+static void give_disks_back(struct supervisor *s)
+{
+    struct remus_facts_ctx *facts = NULL;
+    uint32_t domid;
+    int rc;
+
+    if (remus_facts_open(&facts, s->o.verbose, s->error))
+        return;
+    rc = remus_facts_find(facts, s->o.domain, &domid);
+    remus_facts_close(facts);
+    if (!rc && remus_disk_minder(domid) &&
+        (rc = remus_disk_minder_ask(domid, REMUS_DISK_MINDER_GIVE)))
+        say(s, XC_SR_WARN, "colo-blkd serves the disks of %s still: %s; run: xl remus --release %s",
+            s->o.domain, strerror(-rc), s->o.domain);
+}
+
+static int keep_protected(struct supervisor *s)
+{
+    int code = keep(attempt, again, s);
+
+    if (!s->o.catch_up)
+        give_disks_back(s);
+    return code;
+}
+
 int cmd_remus(int argc, char **argv)
 {
     static struct supervisor s;
@@ -1146,7 +1177,7 @@ int cmd_remus(int argc, char **argv)
     signal(SIGCHLD, SIG_DFL);
     display_init(&s.d, stdout, stderr, s.o.json, s.o.quiet, s.o.verbose);
     code = s.o.release                           ? release(&s)
-           : s.o.reprotect || s.o.keep_trying ? keep(attempt, again, &s)
+           : s.o.reprotect || s.o.keep_trying ? keep_protected(&s)
                                                  : attempt(&s);
     display_pause(&s.d);
     return code;

@@ -17,6 +17,7 @@
 
 #include <xenstore.h>
 
+#include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/xl/display.h"
@@ -306,6 +307,25 @@ static void print_row(const struct session *s)
            s->live ? s->state : "no process", (unsigned long long)s->epoch, s->peer);
 }
 
+/* Guests whose disks were kept when their session ended. */
+static void print_minded(void)
+{
+    DIR *dir = opendir(REMUS_RUN_DIR);
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir))) {
+        char *end;
+        uint32_t domid = (uint32_t)strtoul(entry->d_name, &end, 10);
+
+        if (end != entry->d_name && !strcmp(end, ".minder") && remus_disk_minder(domid))
+            printf("The disks of domain %u are served by colo-blkd, which notes what is written "
+                   "for its next session;\nto give them back: xl remus --release %u\n", domid,
+                   domid);
+    }
+    if (dir)
+        closedir(dir);
+}
+
 static bool is_meant(const struct session *s, const char *domain)
 {
     char domid[16];
@@ -384,6 +404,8 @@ static int show(enum form form, const char *domain)
     }
     if (!shown && form == FORM_TABLE)
         puts("No guest of this host is protected, and it holds no copy.");
+    if (!domain && form == FORM_TABLE)
+        print_minded();
     return XL_ENDED;
 }
 

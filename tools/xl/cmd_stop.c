@@ -357,6 +357,10 @@ static bool clean_records(FILE *out)
 
         if (end != entry->d_name && !strcmp(end, ".json") && !session_lives(domid))
             stays = clean_record(xs, domid, out) || stays;
+        /* What was noted of disks, of a guest whose minder was killed. */
+        if (end != entry->d_name && (!strcmp(end, ".dirty") || !strcmp(end, ".minder")) &&
+            !domain_is_there(xs, domid))
+            unlinkat(dirfd(dir), entry->d_name, 0);
     }
     if (dir)
         closedir(dir);

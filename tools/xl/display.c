@@ -123,7 +123,7 @@ static bool disks_differ(const struct remus_status *s, uint64_t *done, uint64_t 
     *done = *total = 0;
     for (i = 0; i < s->disk_count; i++) {
         *done += s->disks[i].sync_done_bytes;
-        *total += s->disks[i].bytes;
+        *total += s->disks[i].sync_bytes;
     }
     return *done < *total && !s->copy.pages_done;
 }
@@ -268,6 +268,7 @@ static void disk_fields(struct remus_object *o, const struct ctl_blk_stats *d)
     remus_object_number(o, "delay_us_sum", d->delay_us_sum);
     remus_object_number(o, "delay_us_max", d->delay_us_max);
     remus_object_number(o, "sent_bytes", d->sent_bytes);
+    remus_object_number(o, "sync_bytes", d->sync_bytes);
     remus_object_number(o, "sync_done_bytes", d->sync_done_bytes);
     remus_object_number(o, "sync_sent_bytes", d->sync_sent_bytes);
     remus_object_number(o, "overlay_bytes", d->overlay_bytes);

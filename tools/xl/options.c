@@ -50,6 +50,8 @@ const char remus_options_help[] =
     "      --reprotect HOST2    after a takeover the copy is protected in its turn, towards HOST2\n"
     "                           (this host, as HOST knows it); after the loss of HOST, from here\n"
     "      --keep-trying        try again every 15 s when HOST cannot take the copy\n"
+    "      --catch-up           note what is written to disks after the end, so that the next\n"
+    "                           session compares that only; --release ends it\n"
     "\n"
     "Protecting less:\n"
     "  -d, --no-disk            do not replicate disks (with writable ones: -F too)\n"
@@ -79,7 +81,7 @@ enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
     OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER, OPT_REPROTECT, OPT_KEEP_TRYING,
-    OPT_PLAIN, OPT_COMPRESS,
+    OPT_PLAIN, OPT_COMPRESS, OPT_CATCH_UP,
 };
 
 static const struct option long_options[] = {
@@ -103,6 +105,7 @@ static const struct option long_options[] = {
     {"arbiter", required_argument, NULL, OPT_ARBITER},
     {"reprotect", required_argument, NULL, OPT_REPROTECT},
     {"keep-trying", no_argument, NULL, OPT_KEEP_TRYING},
+    {"catch-up", no_argument, NULL, OPT_CATCH_UP},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
     {"bypass", required_argument, NULL, OPT_BYPASS},
@@ -337,6 +340,8 @@ void remus_options_words(const struct remus_options *o, void (*add)(void *arg, c
         add(arg, "--compress");
         add(arg, "lz4");
     }
+    if (o->catch_up)
+        add(arg, "--catch-up");
     if (o->no_disk)
         add(arg, "--no-disk");
     if (o->no_net)
@@ -473,6 +478,9 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             break;
         case OPT_KEEP_TRYING:
             o->keep_trying = true;
+            break;
+        case OPT_CATCH_UP:
+            o->catch_up = true;
             break;
         case OPT_ARBITER:
             o->arbiter = optarg;

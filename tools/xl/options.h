@@ -29,6 +29,7 @@ struct remus_options {
     const char *arbiter;            /* remus_arbiter.h; "none" unless --arbiter */
     const char *reprotect;          /* where the copy's copy goes after a takeover; NULL: nowhere */
     bool keep_trying;
+    bool catch_up;                  /* colo-blkd serves the disks on after the end */
     char data_address[256];         /* "": HOST's */
     uint16_t data_port;             /* 0: any */
 };

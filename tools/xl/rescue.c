@@ -1,6 +1,5 @@
 #include "tools/xl/rescue.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -225,39 +224,6 @@ bool rescue_cut_off(uint32_t domid)
     return fenced;
 }
 
-/* The colo-blkd that serves a domain; 0: none. */
-static pid_t disk_daemon(uint32_t domid)
-{
-    char path[300], text[256], wanted[32];
-    struct dirent *entry;
-    DIR *proc = opendir("/proc");
-    pid_t found = 0;
-
-    snprintf(wanted, sizeof(wanted), "%u", domid);
-    while (proc && !found && (entry = readdir(proc))) {
-        pid_t pid = (pid_t)atoi(entry->d_name);
-        const char *word;
-        ssize_t n;
-        int fd;
-
-        snprintf(path, sizeof(path), "/proc/%s/cmdline", entry->d_name);
-        fd = pid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-        if (fd < 0)
-            continue;
-        n = read(fd, text, sizeof(text) - 1);
-        close(fd);
-        text[n > 0 ? n : 0] = 0;
-        /* "colo-blkd" "--domid" "N" */
-        if (n < 20 || strcmp(text, "colo-blkd") || strcmp(text + 10, "--domid"))
-            continue;
-        word = text + 18;
-        found = strcmp(word, wanted) ? 0 : pid;
-    }
-    if (proc)
-        closedir(proc);
-    return found;
-}
-
 /*
  * Its coordinator is gone, and it serves the guest's disks by itself until it is asked to end: when
  * all that it took is answered and, after a takeover, all that waited is on the disks.  That is not
@@ -266,7 +232,7 @@ static pid_t disk_daemon(uint32_t domid)
 static int end_disk_daemon(struct rescue *r, bool guest_goes_on)
 {
     uint64_t began = remus_now_ms(), limit = guest_goes_on ? RESCUE_MERGE_MS : RESCUE_DISKS_MS;
-    pid_t pid = disk_daemon(r->h.domid);
+    pid_t pid = remus_disk_daemon(r->h.domid, 0);
     bool told = false;
 
     if (!pid)
@@ -297,6 +263,8 @@ static void give_disks(struct rescue *r)
     char error[REMUS_DISK_ERROR_BYTES] = "";
     int rc;
 
+    if (!remus_disk_minder_ask(r->h.domid, REMUS_DISK_MINDER_GIVE))
+        return;
     if (end_disk_daemon(r, true))
         return;
     rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
@@ -393,7 +361,8 @@ int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg)
     }
     /* The rules stay until the guest is gone: not one more packet of it may leave. */
     xc_domain_pause(r.h.xch, domid);
-    end_disk_daemon(&r, false);
+    if (!remus_disk_minder(domid)) /* it sees to that itself, when the guest has gone */
+        end_disk_daemon(&r, false);
     remus_disks_close(r.xs, domid);
     rc = libxl_domain_destroy(ctx, domid, NULL);
     if (rc) {

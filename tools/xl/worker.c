@@ -32,7 +32,8 @@ static void on_stop_signal(int signal_number)
 }
 
 struct outlet {
-    int fd;
+    int fd;                 /* -1: nobody listens any more */
+    int lock_fd, guard_fd;
     bool primary;
 };
 
@@ -41,6 +42,8 @@ static void tell(struct outlet *o, const struct worker_message *m, size_t bytes,
     int waiting = 0;
     ssize_t r;
 
+    if (o->fd < 0)
+        return;
     if (may_drop && !ioctl(o->fd, SIOCOUTQ, &waiting) && waiting > WORKER_DROP_BYTES)
         return;
     do
@@ -106,6 +109,31 @@ static void on_settled(void *arg, uint32_t domid)
     tell(arg, &m, offsetof(struct worker_message, text), false);
 }
 
+static void on_next_session(int signal_number)
+{
+    (void)signal_number;
+    stop_wanted = 2;
+}
+
+/* For the supervisor this is the end: the guest can be protected by another session. */
+static void on_minding(void *arg, const struct remus_session_result *result)
+{
+    struct sigaction action = {.sa_handler = on_next_session};
+    struct worker_message m = {.type = WORKER_RESULT, .result = *result};
+    struct outlet *o = arg;
+
+    stop_wanted = 0;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+    tell(o, &m, offsetof(struct worker_message, result) + sizeof(m.result), false);
+    close(o->fd);
+    if (o->lock_fd >= 0)
+        close(o->lock_fd);
+    if (o->guard_fd >= 0)
+        close(o->guard_fd);
+    o->fd = o->lock_fd = o->guard_fd = -1;
+}
+
 static void close_others(const int *keep, unsigned int count)
 {
     unsigned int i;
@@ -126,7 +154,10 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     __attribute__((noreturn));
 static void run_worker(const struct remus_session_params *params, int fd, int log_fd, int lock_fd)
 {
-    struct outlet outlet = {.fd = fd, .primary = params->role == REMUS_PRIMARY};
+    struct outlet outlet = {
+        .fd = fd, .lock_fd = lock_fd, .guard_fd = params->guard_fd,
+        .primary = params->role == REMUS_PRIMARY,
+    };
     const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd, params->disk_fd,
                         params->guard_fd};
     struct sigaction action = {.sa_handler = on_stop_signal};
@@ -160,6 +191,7 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     p.committed = on_committed;
     p.active = on_active;
     p.settled = on_settled;
+    p.minding = on_minding;
     p.stop_request = &stop_wanted;
     m.type = WORKER_RESULT;
     m.rc = p.role == REMUS_PRIMARY ? remus_primary_run(&p, &m.result)
@@ -225,6 +257,11 @@ void worker_kill(struct worker *w)
 {
     if (w->pid > 0)
         kill(w->pid, SIGKILL);
+}
+
+void worker_let_go(struct worker *w)
+{
+    w->pid = 0;
 }
 
 int worker_reap(struct worker *w)

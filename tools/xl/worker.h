@@ -65,5 +65,7 @@ void worker_stop(const struct worker *w);
 /* After WORKER_ENDED or WORKER_RESULT: waits for the process; its wait status. */
 int worker_reap(struct worker *w);
 void worker_kill(struct worker *w);
+/* One that goes on by itself after WORKER_RESULT (.disks_kept). */
+void worker_let_go(struct worker *w);
 
 #endif /* XL_WORKER_H */

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define REMUS_PROTOCOL_VERSION   1u
+#define REMUS_PROTOCOL_VERSION   2u
 #define REMUS_SECRET_BYTES       32u
 
 /* ---- Opening of each stream, inside TLS unless --plain: what the connection is for ---------- */
@@ -201,6 +201,7 @@ struct remus_flow {                 /* addresses and ports as the guest sees the
 #define REMUS_DISK_BYTES_MAX     (1u << 20)  /* payload bytes of one frame */
 #define REMUS_DISK_HASH_BYTES    (64u << 10) /* of the disk, below one hash */
 #define REMUS_DISK_HASHES_MAX    16u         /* in one frame */
+#define REMUS_DISK_RELATION_BYTES 16u
 
 struct remus_disk_frame {           /* precedes every payload on the disk channel */
     uint32_t length;                /* payload bytes */
@@ -221,12 +222,17 @@ enum remus_disk_type {
     REMUS_DISK_WANT   = 5,          /* S->P: answer to HASHES: parts that differ */
     REMUS_DISK_SYNCED = 6,          /* P->S: first synchronisation is over; S->P: it is durable */
     REMUS_DISK_CREDIT = 7,          /* S->P: how much may have been sent; see protocol.md */
+    REMUS_DISK_KNOWN  = 8,          /* S->P: answer to OPEN; sectors: 1: of that relation, or 0 */
+    REMUS_DISK_RELATION = 9,        /* P->S: uint8_t[16]: the disk's, from now on */
+    REMUS_DISK_MARK   = 10,         /* P->S: say SAFE when what precedes this is durable on disks */
+    REMUS_DISK_SAFE   = 11,         /* S->P */
 };
 struct remus_disk_open {            /* the disk as the guest knows it */
     uint64_t sectors;
     uint32_t logical_bytes, segs_max;
     uint8_t  read_only, flush, barrier, discard;
     uint32_t vdev;                  /* the guest's number of it */
+    uint8_t  relation[16];          /* of the two disks that were made equal; 0: of none yet */
 };
 
 /* ---- xenstore --------------------------------------------------------------------------- */
@@ -280,6 +286,6 @@ REMUS_CHECK_SIZE(struct remus_stop, 8);
 REMUS_CHECK_SIZE(struct remus_packet, 32);
 REMUS_CHECK_SIZE(struct remus_flow, 48);
 REMUS_CHECK_SIZE(struct remus_disk_frame, 40);
-REMUS_CHECK_SIZE(struct remus_disk_open, 24);
+REMUS_CHECK_SIZE(struct remus_disk_open, 40);
 
 #endif /* XEN_PUBLIC_REMUS_H */

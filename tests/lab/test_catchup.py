@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""A host that was away has its copy's disks brought up to date by what was written meanwhile, as
+far as it is certain that nobody else has touched them; otherwise as a whole."""
+
+import os
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+import colo  # noqa: E402
+import labtest  # noqa: E402
+from labtest import check, deadline, equal, wait  # noqa: E402
+from test_disk import DiskGuest, MIB  # noqa: E402
+
+INSTALL = True
+
+AGAIN = "trying again"
+WHOLE = "is compared as a whole"
+SLACK = 8 * MIB     # two workers write to 16 MiB, and a part has 64 KiB
+
+
+class Away:
+    """A guest whose two workers write to a quarter of its disk, under xl remus --keep-trying, or
+    what the test wants instead."""
+
+    def __init__(self, lab, options="--keep-trying"):
+        self.lab = lab
+        self.work = DiskGuest(lab, workers=2)
+        lab.execute("b", "sync")
+        self.session = colo.Session(lab, self.work.guest, interval_ms=2000, verify=False,
+                                    options=options)
+        first = self.session.wait_protected()["disks"][0]
+        equal(first["sync_bytes"], self.work.size, "bytes to be compared at first")
+
+    def wait_alone(self):
+        before = self.session.log().count(AGAIN)
+        wait(lambda: self.session.log().count(AGAIN) > before, 60, "the session ends", 0.2)
+        self.domid = self.work.guest.domid("a")
+
+    def write(self, mib, at):
+        """The guest writes where no worker does."""
+        self.work.guest.run("dd if=/dev/urandom of=/dev/xvda bs=1M count=%d seek=%d oflag=direct" %
+                            (mib, at))
+
+    def wait_again(self, timeout_s=150):
+        """The disk's figures, once the guest is protected again."""
+        since = self.session.log().rfind(AGAIN)
+        wait(lambda: ": protected  epoch" in self.session.log()[since:], timeout_s,
+             "protection again", 0.2)
+        return self.session.status()["disks"][0]
+
+    def end(self, release=False):
+        """The guest's work was done, and both disks are the same in the end."""
+        self.work.no_harm("a")
+        status = self.session.status()
+        self.session.wait_checkpoints(status["checkpoints"] + 2, 60)
+        equal(self.session.stop(), 0, "exit status of xl remus")
+        if release:
+            self.lab.execute("a", "xl remus --release g1")
+        equal(self.work.checksum("a"), self.work.checksum("b"), "contents of the disks")
+        left = self.lab.execute("a", "ls /run/xen/remus | grep -e dirty -e minder;"
+                                " pgrep -l colo-blkd; true").stdout
+        equal(left, "", "what is left on a")
+        self.work.work(self.work.workers)
+        self.work.wait_work(20)
+        self.work.no_harm("a")
+
+
+@deadline(400)
+def test_a_host_that_was_away_gets_what_has_changed_only(lab):
+    """It loses its power, and the guest works on meanwhile."""
+    away = Away(lab)
+    lab.kill("b")
+    away.wait_alone()
+    away.write(2, 40)
+    away.work.wait_work(50)
+    lab.start("b")
+    disk = away.wait_again()
+    check(WHOLE not in away.session.log().split(AGAIN)[-1], away.session.log()[-800:])
+    check(2 * MIB <= disk["sync_sent_bytes"] <= disk["sync_bytes"] <= 18 * MIB + SLACK and
+          disk["sync_done_bytes"] == disk["sync_bytes"], "what was compared: %s" % disk)
+    print("# of %d MiB, %.1f were compared and %.1f sent" %
+          (away.work.size // MIB, disk["sync_bytes"] / MIB, disk["sync_sent_bytes"] / MIB))
+    away.end()
+
+
+@deadline(400)
+def test_a_host_that_was_lost_while_it_applied_an_epoch_catches_up(lab):
+    """What its disk had of that epoch, and of those before, is in nobody's order."""
+    lab.execute("b", "rm -f /var/lib/lab/again")
+    away = Away(lab, "--keep-trying --receive-command 'test -e /var/lib/lab/again && "
+                "exec xl remus-receive; touch /var/lib/lab/again; sync; "
+                "REMUS_TEST_STOP_AT=\"applying epoch 4\" exec xl remus-receive'")
+    colo.wait_stopped_worker(lab, "b")
+    lab.kill("b")
+    away.wait_alone()
+    away.work.wait_work(50)
+    lab.start("b")
+    disk = away.wait_again()
+    check(WHOLE not in away.session.log().split(AGAIN)[-1], away.session.log()[-800:])
+    check(0 < disk["sync_sent_bytes"] <= disk["sync_bytes"] <= 16 * MIB + SLACK,
+          "what was compared: %s" % disk)
+    away.end()
+
+
+@deadline(400)
+def test_a_disk_that_somebody_else_wrote_to_is_compared_as_a_whole(lab):
+    away = Away(lab)
+    lab.kill("b")
+    away.wait_alone()
+    # Nobody gets through to b before it is written to there.
+    lab.cut("repl")
+    lab.start("b")
+    lab.execute("b", "printf nonsense | dd of=%s bs=1M seek=50 conv=notrunc status=none; sync" %
+                away.work.path)
+    lab.mend("repl")
+    disk = away.wait_again()
+    check("it was changed since" in away.session.log(), away.session.log()[-800:])
+    equal(disk["sync_bytes"], away.work.size, "bytes compared")
+    away.end()
+
+
+@deadline(400)
+def test_what_is_noted_survives_the_death_of_whoever_notes(lab):
+    away = Away(lab)
+    # The copy is let go in order, and no host is lost; but what was under way is.
+    colo.kill_by_name(lab, "b", "colo-blkd")
+    away.wait_alone()
+    lab.cut("repl")
+    colo.kill_by_name(lab, "a", "colo-blkd")
+    away.write(1, 44)
+    minder = int(lab.execute("a", "cat /run/xen/remus/%d.minder" % away.domid).stdout)
+    lab.execute("a", "kill -9 %d" % minder)
+    away.write(1, 52)
+    away.work.wait_work(50)
+    lab.mend("repl")
+    disk = away.wait_again()
+    check(WHOLE not in away.session.log().split(AGAIN)[-1], away.session.log()[-800:])
+    check(2 * MIB <= disk["sync_sent_bytes"] <= disk["sync_bytes"] <= 18 * MIB + SLACK,
+          "what was compared: %s" % disk)
+    away.end()
+
+
+@deadline(400)
+def test_a_guests_next_life_is_compared_as_a_whole(lab):
+    """It reboots while its copy's host is away: the kernel's backend serves it from there."""
+    away = Away(lab)
+    colo.kill_by_name(lab, "b", "colo-blkd")
+    away.wait_alone()
+    lab.cut("repl")
+    away.work.guest.ask(7007, "reboot")
+    wait(lambda: away.work.guest.domid("a") not in (None, away.domid), 90, "its next life", 1)
+    lab.guest_wait("a", away.work.name)
+    left = lab.execute("a", "ls /run/xen/remus; pgrep -l colo-blkd; true").stdout
+    check("minder" not in left and "dirty" not in left and "colo-blkd" not in left, left)
+    away.work.work(2)
+    lab.mend("repl")
+    equal(away.wait_again()["sync_bytes"], away.work.size, "bytes compared")
+    away.end()
+
+
+@deadline(400)
+def test_a_first_synchronisation_that_was_cut_goes_on_where_it_was(lab):
+    work = DiskGuest(lab, workers=2)
+    session = colo.Session(lab, work.guest, verify=False, options="--keep-trying --sync-rate 3")
+    wait(lambda: (session.status() or {}).get("disks"), 60, "the synchronisation begins")
+    # What was compared counts when the other host has it safely, some seconds later.
+    wait(lambda: work.disk(session)["sync_done_bytes"] > work.size * 5 // 8, 90, "most of it")
+    lab.cut("repl")
+    wait(lambda: AGAIN in session.log(), 90, "the session ends")
+    lab.mend("repl")
+    since = session.log().rfind(AGAIN)
+    wait(lambda: ": protected  epoch" in session.log()[since:], 150, "protection", 0.2)
+    disk = session.status()["disks"][0]
+    check(0 < disk["sync_bytes"] < work.size * 3 // 4, "what was compared again: %s" % disk)
+    work.no_harm("a")
+    session.wait_checkpoints(session.status()["checkpoints"] + 2, 60)
+    equal(session.stop(), 0, "exit status of xl remus")
+    equal(work.checksum("a"), work.checksum("b"), "contents of the disks")
+
+
+@deadline(400)
+def test_an_operator_may_have_it_noted_between_two_sessions(lab):
+    """--catch-up, an orderly end, and another session later; --release gives the disks back."""
+    away = Away(lab, options="--catch-up")
+    equal(away.session.stop(), 0, "exit status of xl remus")
+    equal(lab.execute("a", "pgrep -c colo-blkd").stdout.strip(), "1", "colo-blkd goes on")
+    away.write(2, 40)
+    away.work.wait_work(50)
+    away.session = colo.Session(lab, away.work.guest, interval_ms=2000, verify=False,
+                                options="--catch-up")
+    disk = away.session.wait_protected()["disks"][0]
+    check(2 * MIB <= disk["sync_sent_bytes"] <= disk["sync_bytes"] <= 18 * MIB + SLACK,
+          "what was compared: %s" % disk)
+    away.end(release=True)
+
+
+if __name__ == "__main__":
+    sys.exit(labtest.main(sys.argv[1:], os.path.realpath(__file__)))
