@@ -751,6 +751,29 @@ static void a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk(void **s
     assert_int_equal(disk_byte(32), 0);
 }
 
+/* The domain cannot go while its rings are mapped. */
+static void a_copy_that_is_let_go_is_not_held_until_its_disk_has_everything(void **state)
+{
+    (void)state;
+    start_copy();
+    assert_int_equal(maps, 1);
+    primary_writes(2, 8, 8, 0x22);
+    primary_ends(2);
+    held = writes_to_disk;
+    commit(2);
+    turns(5);
+    tell_quit();
+    turns(5);
+    assert_int_equal(maps, 0);
+    assert_int_equal(binds, 0);
+    assert_false(blkd->quit);
+    held = NULL;
+    turns(20);
+    assert_true(blkd->quit);
+    end();
+    assert_int_equal(disk_byte(8), 0x22);
+}
+
 static void quit_answers_what_was_taken_and_takes_no_more(void **state)
 {
     (void)state;
@@ -1265,6 +1288,7 @@ int main(void)
         TEST(a_write_without_room_waits_for_a_merge_of_its_place_at_a_takeover),
         TEST(the_first_commit_lets_go_of_the_rings),
         TEST(a_copy_that_is_let_go_writes_nothing_of_its_own_to_the_disk),
+        TEST(a_copy_that_is_let_go_is_not_held_until_its_disk_has_everything),
         TEST(quit_answers_what_was_taken_and_takes_no_more),
         TEST(quit_without_a_rest_answers_what_was_taken),
         TEST(what_was_merged_is_durable_before_the_store_is_let_go),

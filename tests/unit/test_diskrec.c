@@ -185,8 +185,14 @@ static void a_killed_session_proves_nothing_in_the_same_boot(void **state)
 {
     struct fixture *f = *state;
 
+    assert_false(remus_diskrec_is_open(f->directory, f->path));
     assert_int_equal(remus_diskrec_open(f->directory, f->path, f->fd, ours), 0);
     assert_int_equal(check(f), -ESTALE);
+    assert_true(remus_diskrec_is_open(f->directory, f->path));
+    change(f, "boot", "another");
+    assert_false(remus_diskrec_is_open(f->directory, f->path));
+    assert_int_equal(remus_diskrec_close(f->directory, f->path, f->fd, ours), 0);
+    assert_false(remus_diskrec_is_open(f->directory, f->path));
 }
 
 /* As the host finds it when its power is back: it was up for a moment only. */

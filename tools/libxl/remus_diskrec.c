@@ -352,6 +352,15 @@ int remus_diskrec_check(const char *directory, const char *path, int fd,
     return 0;
 }
 
+bool remus_diskrec_is_open(const char *directory, const char *path)
+{
+    char boot[BOOT_BYTES];
+    struct record r;
+
+    read_boot(boot);
+    return !read_record(directory, path, &r) && !r.closed && boot[0] && !strcmp(boot, r.boot);
+}
+
 static int record(const char *directory, const char *path, int fd,
                   const uint8_t relation[BLKLOG_RELATION_BYTES], bool closed)
 {

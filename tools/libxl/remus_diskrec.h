@@ -19,6 +19,7 @@
 #ifndef REMUS_DISKREC_H
 #define REMUS_DISKREC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "tools/remus/blklog.h"
@@ -34,6 +35,9 @@
  */
 int remus_diskrec_check(const char *directory, const char *path, int fd,
                         uint8_t relation[BLKLOG_RELATION_BYTES], char *why);
+
+/* Whether a session of this boot has opened it, and not closed it. */
+bool remus_diskrec_is_open(const char *directory, const char *path);
 
 /* Durable when they return.  0 or negative errno. */
 int remus_diskrec_open(const char *directory, const char *path, int fd,

@@ -20,10 +20,9 @@
 #define GIVE_MS       10000u
 #define SETTLE_AGAIN_US 5000000u
 #define GIVE_REST_MS  60000         /* of a guest that runs */
-#define END_MS        5000          /* of a copy that is not needed */
 #define WRITES_MS     5000u
 #define LEAVE_MS      70000u        /* another process, its disks */
-#define MERGE_MS      600000        /* a copy that took over: its writes to the disks */
+#define MERGE_MS      600000        /* what a copy has to bring to its disks */
 #define WINDOW_MAX    (UINT64_C(512) << 20)
 #define WINDOW_MIN    (UINT64_C(96) << 20) /* colo-blkd needs as much */
 #define STORE_PARTS   3u            /* overlay, the primary's writes, and room for others */
@@ -322,6 +321,13 @@ static int describe(struct remus_run *r, unsigned int i, int shared_fd)
     if (fd < 0)
         return -errno;
     while (must_wait && flock(fd, LOCK_EX | LOCK_NB)) {
+        if (remus_run_now_us() > deadline && r->p->role == REMUS_SECONDARY && d->starts == 1 &&
+            remus_diskrec_is_open(r->p->store, r->p->disks[i].path)) {
+            remus_run_log(r, XC_SR_ERROR, "%s is still being brought up to date for a session "
+                          "before this one", r->p->disks[i].path);
+            close(fd);
+            return -EBUSY;
+        }
         if (remus_run_now_us() > deadline) {
             remus_run_log(r, XC_SR_WARN, "something else holds disk %u of the guest (vdev %u), "
                           "I/O of the daemon before or another guest: it is served all the same", i,
@@ -1028,11 +1034,14 @@ void remus_disks_end(struct remus_run *r)
 {
     if (!r->disks.count)
         return;
-    if (r->disks.starts && r->core.state != RS_ACTIVE)
-        remus_disks_daemon(r)->quit_ms = END_MS;
-    stop_daemon(r);
-    if (r->disks.starts && !remus_disks_daemon(r)->killed)
-        records_close(r);           /* the others later, which may take time */
+    if (r->disks.starts && r->core.state != RS_ACTIVE) {
+        /* The copy is let go; what was committed is brought to the disks meanwhile, however long
+         * that takes: see remus_disks_dispose(). */
+        remus_disks_daemon(r)->expected_to_end = true;
+        ctl_say(remus_disks_fd(r), CTL_QUIT, 0, 0, NULL);
+    } else {
+        stop_daemon(r);
+    }
     if (r->h.domid)
         remus_disks_close(r->xs, r->h.domid);
 }

@@ -381,6 +381,15 @@ static void rested(struct blkd *b)
  * requests are not all answered loses some. */
 static void rest_work(struct blkd *b)
 {
+    uint32_t i;
+
+    /* The copy is gone, and the rest of it should not wait for its writes to be merged. */
+    if (b->r.ended && b->rings && jobs_at_rest(b)) {
+        for (i = 0; i < b->rings; i++) {
+            ring_release(b, &b->ring[i]);
+        }
+        b->rings = 0;
+    }
     if (b->quit_merged && b->role != ROLE_ACTIVE && b->state != STATE_DETACHED) {
         b->state = STATE_RESTING;
     }
