@@ -71,8 +71,15 @@ static void examine(enum blkchan_role role, const struct remus_disk_frame *h,
             abort();
         }
         break;
+    case REMUS_DISK_INTENT:
+    case REMUS_DISK_COLD:
+        if (role != BLKCHAN_SECONDARY || h->length || h->sectors != 8192 || h->sector % 8192) {
+            abort();
+        }
+        break;
     case REMUS_DISK_EPOCH:
     case REMUS_DISK_MARK:
+    case REMUS_DISK_BASE:
         if (role != BLKCHAN_SECONDARY || h->length) {
             abort();
         }
@@ -86,6 +93,7 @@ static void examine(enum blkchan_role role, const struct remus_disk_frame *h,
     case REMUS_DISK_CREDIT:
     case REMUS_DISK_KNOWN:
     case REMUS_DISK_SAFE:
+    case REMUS_DISK_NOTED:
         if (role != BLKCHAN_PRIMARY || h->length) {
             abort();
         }

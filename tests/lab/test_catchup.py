@@ -2,6 +2,7 @@
 """A host that was away has its copy's disks brought up to date by what was written meanwhile, as
 far as it is certain that nobody else has touched them; otherwise as a whole."""
 
+import json
 import os
 import sys
 
@@ -194,6 +195,75 @@ def test_an_operator_may_have_it_noted_between_two_sessions(lab):
     check(2 * MIB <= disk["sync_sent_bytes"] <= disk["sync_bytes"] <= 18 * MIB + SLACK,
           "what was compared: %s" % disk)
     away.end(release=True)
+
+
+def comes_back(lab, work):
+    """Host a is there again, and its copy's disk is brought up to date from b."""
+    def probe():
+        status = colo_status(lab)
+        return status and status["protected"] and status["role"] == "primary" and status
+    disk = wait(probe, 200, "g1 is protected on b", 1)["disks"][0]
+    check(disk["sync_done_bytes"] == disk["sync_bytes"] < work.size * 3 // 4,
+          "what was compared: %s" % disk)
+    check(WHOLE not in log_of(lab).split("compared as a whole: it is another file")[-1],
+          log_of(lab)[-800:])
+    print("# of %d MiB, %.1f were compared and %.1f sent" %
+          (work.size // MIB, disk["sync_bytes"] / MIB, disk["sync_sent_bytes"] / MIB))
+    work.no_harm("b")
+    before = colo_status(lab)["checkpoints"]
+    wait(lambda: colo_status(lab)["checkpoints"] >= before + 2, 90, "two checkpoints", 1)
+    lab.execute("b", "xl remus-stop g1", timeout_s=120)
+    equal(work.checksum("a"), work.checksum("b"), "contents of the disks")
+
+
+def colo_status(lab):
+    result = lab.execute("b", "cat /run/xen/remus/*.json 2>/dev/null", check=False)
+    try:
+        return json.loads(result.stdout.splitlines()[0])
+    except (IndexError, ValueError):
+        return None
+
+
+def log_of(lab):
+    return lab.execute("b", "cat /var/log/xen/remus-g1.log", check=False).stdout
+
+
+def takes_over(lab, lose):
+    """The copy goes on without a, its workers and the guest write on b, and a comes back."""
+    for host in "ab":
+        lab.execute(host, "rm -f /var/log/xen/remus-*.log")
+    work = DiskGuest(lab, workers=2)
+    for host in "ab":
+        lab.execute(host, "sync")
+    witness = lab.witness()
+    session = colo.Session(lab, work.guest, interval_ms=2000, verify=False, arbiter=witness.spec,
+                           options="--reprotect a")
+    session.wait_protected()
+    work.wait_work(50)
+    lose(session)
+    colo.wait_active(lab, "b", work.name)
+    work.wait_work(50)
+    work.guest.run("dd if=/dev/urandom of=/dev/xvda bs=1M count=2 seek=52 oflag=direct")
+    return work, session
+
+
+@deadline(500)
+def test_the_disk_of_a_host_that_died_gets_what_may_differ_only(lab):
+    """--reprotect: its last writes the copy never heard of, and some its memory had."""
+    work, session = takes_over(lab, lambda session: lab.kill("a"))
+    session.process.kill()
+    lab.start("a")
+    comes_back(lab, work)
+
+
+@deadline(500)
+def test_the_disk_of_a_host_that_was_emptied_gets_what_may_differ_only(lab):
+    """xl remus-switch, and back."""
+    def switch(session):
+        lab.execute("a", "xl remus-switch g1", timeout_s=100)
+        equal(session.wait_end(60), 5, "exit status of xl remus")
+    work, _ = takes_over(lab, switch)
+    comes_back(lab, work)
 
 
 if __name__ == "__main__":

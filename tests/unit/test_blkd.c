@@ -1,4 +1,4 @@
-/* LINK: tools/remus/blkd_jobs.c tools/remus/blkd_sync.c tools/remus/blkd_copy.c tools/remus/blkd_xfer.c tools/remus/blkring.c tools/remus/blkchan.c tools/remus/blkview.c tools/remus/blkmap.c tools/remus/blklog.c tools/remus/ctlio.c tools/remus/daemon.c */
+/* LINK: tools/remus/blkd_jobs.c tools/remus/blkd_sync.c tools/remus/blkd_intent.c tools/remus/blkd_copy.c tools/remus/blkd_xfer.c tools/remus/blkring.c tools/remus/blkchan.c tools/remus/blkview.c tools/remus/blkmap.c tools/remus/blklog.c tools/remus/ctlio.c tools/remus/daemon.c */
 /*
  * All of colo-blkd but io_uring and Xen, between a guest, a coordinator and another host that do
  * what a test says, and disks that complete when it says so.
@@ -345,6 +345,10 @@ static uint32_t wanted_parts;   /* of each range that is compared: these differ 
 static bool knows;
 static uint8_t relation[REMUS_DISK_RELATION_BYTES];
 static uint32_t marks;
+/* The other host notes what is announced; how much was, is cold again; whether BASE came. */
+static bool notes_all;
+static uint64_t announced, noted;
+static uint32_t colds, bases;
 static uint64_t compared;       /* sectors */
 
 static void hear_daemon(void)
@@ -534,6 +538,12 @@ static uint32_t take_frames(struct remus_disk_frame *last, uint8_t *value)
             memcpy(relation, payload, sizeof(relation));
         } else if (head.type == REMUS_DISK_MARK) {
             marks++;
+        } else if (head.type == REMUS_DISK_INTENT) {
+            announced = head.epoch;
+        } else if (head.type == REMUS_DISK_COLD) {
+            colds++;
+        } else if (head.type == REMUS_DISK_BASE) {
+            bases++;
         } else if (head.type == REMUS_DISK_HASHES) {
             compared += head.sectors;
             peer_says((struct remus_disk_frame){
@@ -542,6 +552,10 @@ static uint32_t take_frames(struct remus_disk_frame *last, uint8_t *value)
         } else if (head.type == REMUS_DISK_SYNCED) {
             peer_says((struct remus_disk_frame){ .type = REMUS_DISK_SYNCED }, NULL, 0);
         }
+    }
+    if (notes_all && announced != noted) {
+        noted = announced;
+        peer_says((struct remus_disk_frame){ .type = REMUS_DISK_NOTED, .epoch = noted }, NULL, 0);
     }
     return count;
 }
@@ -568,7 +582,9 @@ static void start_primary(uint64_t credit, uint32_t parts)
 
     wanted_parts = parts;
     compared = 0;
-    marks = 0;
+    marks = colds = bases = 0;
+    announced = noted = 0;
+    notes_all = true;
     start(ROLE_PRIMARY);
     give_disk();
     tell_with(CTL_BLK_LOG, 0, NULL, 0, log_fd);
@@ -583,6 +599,27 @@ static void start_primary(uint64_t credit, uint32_t parts)
         turns(1);
         take_frames(&last, &value);
     }
+}
+
+/* Until the primary's daemon has been told everything, and has told everything. */
+static void primary_turns(uint32_t count)
+{
+    struct remus_disk_frame last;
+    uint8_t value;
+
+    while (count--) {
+        turns(1);
+        take_frames(&last, &value);
+    }
+}
+
+/* From here on a write to the first region needs no word of the other host. */
+static void first_region_is_noted(void)
+{
+    guest_writes(8, 4096, 0x88);
+    primary_turns(5);
+    assert_int_equal(status[8], BLKIF_RSP_OKAY);
+    assert_int_equal(noted, 1);
 }
 
 /* A copy that runs, after its first commit. */
@@ -937,6 +974,7 @@ static void what_a_failed_write_left_on_the_disk_is_sent(void **state)
     (void)state;
     start_primary(1u << 20, 0);
     assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    first_region_is_noted();
     memset(guest[9], 0x55, BLKRING_PAGE);
     assert_int_equal(pwrite(disk_fd, guest[9], BLKRING_PAGE, 8 * BLKRING_SECTOR), BLKRING_PAGE);
     fails = writes_to_disk;
@@ -955,6 +993,7 @@ static void a_failed_write_that_cannot_be_read_either_ends_replication(void **st
 {
     (void)state;
     start_primary(1u << 20, 0);
+    first_region_is_noted();
     fails = touches_disk;
     guest_writes(1, 8, 0x11);
     turns(5);
@@ -1113,18 +1152,6 @@ static void the_store_gives_back_what_was_merged(void **state)
 
 /* ---- Catching up ---------------------------------------------------------------------------- */
 
-/* Until the primary's daemon has been told everything, and has told everything. */
-static void primary_turns(uint32_t count)
-{
-    struct remus_disk_frame last;
-    uint8_t value;
-
-    while (count--) {
-        turns(1);
-        take_frames(&last, &value);
-    }
-}
-
 static void other_host_is_safe(void)
 {
     blkd->now_us += 3000000;
@@ -1192,6 +1219,7 @@ static void a_write_is_noted_before_it_begins(void **state)
 {
     (void)state;
     start_primary(1 << 20, 0);
+    first_region_is_noted();
     other_host_is_safe();
     held = writes_to_disk;
     guest_writes(1, 256, 0x11);
@@ -1203,6 +1231,165 @@ static void a_write_is_noted_before_it_begins(void **state)
     knows = true;
     start_primary(1 << 20, 0);
     assert_int_equal(compared, BLKLOG_PART_SECTORS);
+}
+
+/* ---- What a primary that dies leaves behind ------------------------------------------------- */
+
+static void a_write_waits_until_its_region_is_noted(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    assert_int_equal(bases, 1);
+    notes_all = false;
+    guest_writes(1, 8191, 0x11);     /* in both regions */
+    guest_writes(2, 100, 0x12);
+    request(BLKIF_OP_READ, 3, 200);
+    primary_turns(5);
+    assert_int_equal(announced, 2);
+    assert_int_equal(status[1], NO_ANSWER);
+    assert_int_equal(status[2], NO_ANSWER);
+    assert_int_equal(status[3], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(8191), 0);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_NOTED, .epoch = 1 }, NULL, 0);
+    turns(3);
+    assert_int_equal(status[1], NO_ANSWER);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_NOTED, .epoch = 2 }, NULL, 0);
+    turns(3);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(8191), 0x11);
+}
+
+static void what_is_under_way_is_announced_before_base(void **state)
+{
+    struct remus_disk_frame last;
+    uint8_t value;
+    uint32_t i;
+
+    (void)state;
+    wanted_parts = 0;
+    announced = noted = bases = 0;
+    notes_all = true;
+    start(ROLE_PRIMARY);
+    give_disk();
+    tell_with(CTL_BLK_LOG, 0, NULL, 0, log_fd);
+    attach();
+    tell(CTL_GO, 1);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_CREDIT, .sector = CREDIT_KEPT + 4096 },
+              NULL, 0);
+    tell(CTL_BLK_SYNC, 0);
+    for (i = 0; i < 40 && blkd->disk[0].sync_at < DISK_SECTORS; i++) {
+        turns(1);
+        take_frames(&last, &value);
+    }
+    held = touches_disk;             /* the last ranges are read still, and then the write is */
+    guest_writes(1, 0, 0x11);
+    turns(2);
+    held = writes_to_disk;
+    primary_turns(10);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    assert_int_equal(status[1], NO_ANSWER);
+    assert_int_equal(announced, 1);
+    assert_int_equal(bases, 1);
+    held = NULL;
+    primary_turns(3);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+}
+
+static void first_region_is_noted_again(void)
+{
+    guest_writes(8, 4096, 0x89);
+    primary_turns(5);
+    assert_int_equal(status[8], BLKIF_RSP_OKAY);
+    assert_int_equal(noted, 2);
+}
+
+static void a_region_is_cold_once_it_is_durable_and_sent(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    first_region_is_noted();
+    blkd->now_us += 25000000;
+    held = syncs_disk;
+    primary_turns(3);
+    assert_int_equal(colds, 0);
+    held = NULL;
+    primary_turns(3);
+    assert_int_equal(colds, 1);
+    assert_int_equal(intent_wait_ms(blkd), -1);
+    /* One that is written to meanwhile is not. */
+    first_region_is_noted_again();
+    blkd->now_us += 25000000;
+    held = syncs_disk;
+    primary_turns(2);
+    guest_writes(1, 16, 0x11);
+    primary_turns(3);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    held = NULL;
+    primary_turns(3);
+    assert_int_equal(colds, 1);
+    /* Nor one that has a write under way. */
+    held = writes_to_disk;
+    guest_writes(2, 24, 0x12);
+    blkd->now_us += 25000000;
+    primary_turns(5);
+    assert_int_equal(colds, 1);
+    held = NULL;
+    primary_turns(3);
+    blkd->now_us += 25000000;
+    primary_turns(3);
+    assert_int_equal(colds, 2);
+}
+
+static void after_a_flush_that_failed_no_region_is_cold(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    first_region_is_noted();
+    fails = syncs_disk;
+    request(BLKIF_OP_FLUSH_DISKCACHE, 3, 0);
+    primary_turns(3);
+    assert_int_equal(status[3], BLKIF_RSP_ERROR);
+    fails = NULL;
+    blkd->now_us += 25000000;
+    primary_turns(5);
+    assert_int_equal(colds, 0);
+}
+
+static void a_disk_is_not_changed_elsewhere_when_the_other_host_is_lost(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    first_region_is_noted();
+    shutdown(blkchan_fd(peer), SHUT_RDWR);
+    turns(3);
+    assert_int_equal(said[CTL_CHANNEL_LOST], 1);
+    guest_writes(1, 100, 0x11);
+    guest_writes(2, 9000, 0x12);
+    turns(5);
+    assert_int_equal(status[1], BLKIF_RSP_OKAY);
+    assert_int_equal(status[2], NO_ANSWER);
+    assert_int_equal(disk_byte(9000), 0);
+    tell(CTL_BLK_LOCAL, 0);
+    turns(3);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    assert_int_equal(disk_byte(9000), 0x12);
+}
+
+/* Nobody renews what the coordinator has said of the disk. */
+static void a_daemon_without_a_coordinator_goes_on_by_itself_after_a_while(void **state)
+{
+    (void)state;
+    start_primary(1 << 20, 0);
+    shutdown(ctl, SHUT_RDWR);
+    turns(3);
+    guest_writes(2, 9000, 0x12);
+    blkd->now_us += 16000000;
+    turns(5);
+    assert_int_equal(status[2], NO_ANSWER);
+    blkd->now_us += 16000000;
+    turns(5);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
 }
 
 /* What the copy's daemon has sent, by type. */
@@ -1250,6 +1437,95 @@ static void what_is_safe_is_committed_merged_and_durable(void **state)
     assert_int_equal(syncs, before + 1);
     /* What came after it is pending still. */
     assert_int_equal(disk_byte(128), 0);
+}
+
+/* Parts that are due, of the copy's log, as a bit each of the first 64. */
+static uint64_t due_parts(uint8_t of[BLKLOG_RELATION_BYTES])
+{
+    uint64_t sector = 0, due = 0;
+    uint32_t sectors, i;
+
+    blklog_relation(blkd->log, 0, of);
+    while (blklog_next(blkd->log, 0, 2048, &sector, &sectors)) {
+        for (i = 0; sector < 64 * BLKLOG_PART_SECTORS && i < sectors / BLKLOG_PART_SECTORS; i++) {
+            due |= 1ull << (sector / BLKLOG_PART_SECTORS + i);
+        }
+        sector += sectors;
+    }
+    return due;
+}
+
+static void start_copy_of_known_disks(void)
+{
+    struct remus_disk_open open = { .sectors = DISK_SECTORS, .logical_bytes = 512, .flush = 1 };
+    const struct iovec iov = { &open, sizeof(open) };
+
+    memset(open.relation, 7, sizeof(open.relation));
+    start(ROLE_SECONDARY);
+    tell_with(CTL_BLK_STORE, STORE_BYTES, NULL, 0, store_fd);
+    give_disk();
+    tell_with(CTL_BLK_LOG, 0, NULL, 0, log_fd);
+    tell(CTL_BLK_SYNC, 0);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_OPEN }, &iov, 1);
+    turns(2);
+    tell(CTL_BLK_KNOWN, 1);
+    attach();
+    tell(CTL_GO, 0);
+}
+
+/* In the second region: announced and cold again, announced, committed, pending, the copy's own. */
+static void after_a_takeover_only_what_may_differ_is_due(void **state)
+{
+    uint8_t sevens[BLKLOG_RELATION_BYTES], of[BLKLOG_RELATION_BYTES];
+    uint64_t sector;
+
+    (void)state;
+    memset(sevens, 7, sizeof(sevens));
+    start_copy_of_known_disks();
+    for (sector = 0; sector < DISK_SECTORS; sector += 8192) {
+        peer_says((struct remus_disk_frame){
+            .type = REMUS_DISK_INTENT, .epoch = 1 + sector / 8192, .sector = sector,
+            .sectors = 8192,
+        }, NULL, 0);
+    }
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_BASE }, NULL, 0);
+    primary_ends(1);
+    commit(1);
+    primary_writes(2, 0, 8, 0x20);
+    primary_ends(2);
+    commit(2);
+    primary_writes(3, 2 * 128, 8, 0x30);
+    guest_writes(1, 4 * 128, 0x31);
+    turns(10);
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_COLD, .sectors = 8192 }, NULL, 0);
+    turns(3);
+    tell(CTL_FAILOVER, 0);
+    assert_int_equal(due_parts(of), 1ull << 2 | 1ull << 4);
+    assert_memory_equal(of, sevens, sizeof(of));
+    assert_int_equal(blklog_due_bytes(blkd->log, 0), (2 * 128 + 8192) * 512);
+    /* And what it writes from then on. */
+    guest_writes(2, 6 * 128, 0x32);
+    turns(20);
+    assert_int_equal(status[2], BLKIF_RSP_OKAY);
+    assert_int_equal(said[CTL_BLK_SYNCED], 1);
+    guest_writes(3, 8 * 128, 0x33);
+    turns(5);
+    assert_int_equal(due_parts(of), 1ull << 2 | 1ull << 4 | 1ull << 6 | 1ull << 8);
+}
+
+static void without_base_everything_is_due_after_a_takeover(void **state)
+{
+    const uint8_t nothing[BLKLOG_RELATION_BYTES] = { 0 };
+    uint8_t of[BLKLOG_RELATION_BYTES];
+
+    (void)state;
+    start_copy_of_known_disks();
+    primary_ends(1);
+    commit(1);
+    tell(CTL_FAILOVER, 0);
+    due_parts(of);
+    assert_memory_equal(of, nothing, sizeof(of));
+    assert_int_equal(blklog_due_bytes(blkd->log, 0), DISK_SECTORS * 512);
 }
 
 static void the_coordinator_says_whether_a_disk_is_known(void **state)
@@ -1307,7 +1583,15 @@ int main(void)
         TEST(a_disk_that_is_known_is_compared_as_far_as_it_was_written),
         TEST(a_write_that_is_sent_after_a_mark_is_not_safe_with_it),
         TEST(a_write_is_noted_before_it_begins),
+        TEST(a_write_waits_until_its_region_is_noted),
+        TEST(what_is_under_way_is_announced_before_base),
+        TEST(a_region_is_cold_once_it_is_durable_and_sent),
+        TEST(after_a_flush_that_failed_no_region_is_cold),
+        TEST(a_disk_is_not_changed_elsewhere_when_the_other_host_is_lost),
+        TEST(a_daemon_without_a_coordinator_goes_on_by_itself_after_a_while),
         TEST(what_is_safe_is_committed_merged_and_durable),
+        TEST(after_a_takeover_only_what_may_differ_is_due),
+        TEST(without_base_everything_is_due_after_a_takeover),
         TEST(the_coordinator_says_whether_a_disk_is_known),
     };
     const int nothing = open("/dev/null", O_RDWR);

@@ -14,12 +14,15 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_preflight.h"
+
 #define CONTROL_MS    5000
 #define REST_MS       10000
 #define TAKE_MS       5000u
 #define GIVE_MS       10000u
 #define SETTLE_AGAIN_US 5000000u
 #define GIVE_REST_MS  60000         /* of a guest that runs */
+#define STOPPED_MS    3000
 #define WRITES_MS     5000u
 #define LEAVE_MS      70000u        /* another process, its disks */
 #define MERGE_MS      600000        /* what a copy has to bring to its disks */
@@ -48,7 +51,7 @@ void remus_disks_init(struct remus_disks *d)
     d->keep = d->store = d->log = -1;
     d->epoch = 1;
     for (i = 0; i < REMUS_DISKS_MAX; i++)
-        d->fd[i] = -1;
+        d->fd[i] = d->held[i].fd = -1;
     for (i = 0; i < RUN_DISK_DAEMONS; i++)
         d->daemons[i].fd = -1;
 }
@@ -70,18 +73,42 @@ static void close_files(struct remus_disks *d)
 {
     unsigned int i;
 
-    for (i = 0; i < REMUS_DISKS_MAX; i++)
+    for (i = 0; i < REMUS_DISKS_MAX; i++) {
+        if (d->held[i].fd != d->fd[i])
+            close_file(&d->held[i].fd);
+        d->held[i].fd = -1;
         close_file(&d->fd[i]);
+    }
     close_file(&d->keep);
     close_file(&d->store);
     close_file(&d->log);
 }
 
-/* ---- What is kept about a copy's disks ------------------------------------------------------ */
+static void remove_log(const struct remus_run *r)
+{
+    char path[REMUS_DISK_LOG_BYTES];
+
+    remus_disk_log_path(path, r->h.domid);
+    unlink(path);
+}
+
+/* ---- What is kept about this host's disks --------------------------------------------------- */
 
 static const char *path_of(const struct remus_run *r, unsigned int i)
 {
-    return r->p->disks[i].path;
+    return r->p->role == REMUS_PRIMARY ? r->disks.disk[i].path : r->p->disks[i].path;
+}
+
+static const char *directory_of(const struct remus_run *r)
+{
+    return r->p->role == REMUS_PRIMARY ? REMUS_STORE_DIR : r->p->store;
+}
+
+static int record_open(struct remus_run *r, unsigned int i)
+{
+    const struct remus_disk_held *held = &r->disks.held[i];
+
+    return remus_diskrec_open(directory_of(r), path_of(r, i), held->fd, held->relation);
 }
 
 /* A daemon that was killed may have had something under way, which ends before long: see
@@ -114,8 +141,8 @@ static void *keeper_thread(void *arg)
     for (i = 0; i < d->count; i++) {
         if (!d->held[i].open)
             continue;
-        rc = d->keeper.forget ? remus_diskrec_remove(r->p->store, path_of(r, i))
-             : remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], d->held[i].relation);
+        rc = d->keeper.forget ? remus_diskrec_remove(directory_of(r), path_of(r, i))
+             : record_open(r, i);
         if (rc)
             fprintf(stderr, "what is kept about %s cannot be written: %s\n", path_of(r, i),
                     strerror(-rc));
@@ -155,7 +182,7 @@ void remus_disks_vouch(struct remus_run *r)
     unsigned int i;
     bool any = false;
 
-    if (r->p->role != REMUS_SECONDARY || (d->keeper.running && !atomic_load(&d->keeper.done)))
+    if (d->keeper.running && !atomic_load(&d->keeper.done))
         return;
     keeper_wait(d);
     for (i = 0; i < d->count; i++)
@@ -164,21 +191,35 @@ void remus_disks_vouch(struct remus_run *r)
         keeper_begin(r, false);
 }
 
-/* The session is over, and colo-blkd has ended: what is on the disks stays as it is. */
+/* The primary's disks go their own way from here on: durable before they do. */
+static void records_revoke(struct remus_run *r)
+{
+    keeper_begin(r, true);
+    keeper_wait(&r->disks);
+}
+
+/* The session is over, and colo-blkd has ended: what is on the disks of the side that does not go
+ * on stays as it is. */
 static void records_close(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
     unsigned int i;
     int rc;
 
+    if (r->p->role == REMUS_PRIMARY && !d->stopped) {
+        records_revoke(r);
+        return;
+    }
     keeper_wait(d);
     for (i = 0; i < d->count; i++) {
-        if (!d->held[i].open)
+        struct remus_disk_held *held = &d->held[i];
+
+        if (!held->open)
             continue;
-        d->held[i].open = false;
-        rc = d->starts && remus_disks_daemon(r)->killed ? wait_for_writes(d->fd[i]) : 0;
+        held->open = false;
+        rc = d->starts && remus_disks_daemon(r)->killed ? wait_for_writes(held->fd) : 0;
         if (!rc)
-            rc = remus_diskrec_close(r->p->store, path_of(r, i), d->fd[i], d->held[i].relation);
+            rc = remus_diskrec_close(directory_of(r), path_of(r, i), held->fd, held->relation);
         if (rc)
             remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s",
                           path_of(r, i), strerror(-rc));
@@ -200,11 +241,12 @@ static void disk_opened(struct remus_run *r, uint32_t i, const uint8_t *relation
         return;
     keeper_wait(d);
     known = held->proven && !memcmp(held->relation, relation, sizeof(held->relation));
+    held->fd = d->fd[i];
     if (known) {
-        rc = remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], relation);
+        rc = record_open(r, i);
         held->open = !rc;
     } else {
-        rc = remus_diskrec_remove(r->p->store, path_of(r, i));
+        rc = remus_diskrec_remove(directory_of(r), path_of(r, i));
         remus_run_log(r, XC_SR_INFO, "%s is compared as a whole: %s", path_of(r, i),
                       held->proven ? "it was made equal to another disk" : held->why);
     }
@@ -217,20 +259,44 @@ static void disk_opened(struct remus_run *r, uint32_t i, const uint8_t *relation
     ctl_say(remus_disks_fd(r), CTL_BLK_KNOWN, i, known, NULL);
 }
 
+/*
+ * Both hosts keep of their disks whose they are: the one that does not go on is brought up to date
+ * by what is noted on the other.  A primary's is worth that only if it dies; a block device would
+ * not tell that it was written to later.
+ */
 static void disk_related(struct remus_run *r, uint32_t i, const uint8_t *relation)
 {
     struct remus_disks *d = &r->disks;
+    struct remus_disk_held *held = &d->held[i < REMUS_DISKS_MAX ? i : 0];
+    struct stat st;
     int rc;
 
-    if (i >= d->count || r->p->role != REMUS_SECONDARY)
+    if (i >= d->count)
         return;
     keeper_wait(d);
-    memcpy(d->held[i].relation, relation, sizeof(d->held[i].relation));
-    rc = remus_diskrec_open(r->p->store, path_of(r, i), d->fd[i], relation);
-    d->held[i].open = !rc;
+    if (r->p->role == REMUS_PRIMARY) {
+        if (d->disk[i].info.read_only || stat(path_of(r, i), &st) || !S_ISREG(st.st_mode))
+            return;
+        mkdir(REMUS_STORE_DIR, 0700);
+        close_file(&held->fd);
+        held->fd = open(path_of(r, i), O_RDONLY | O_CLOEXEC);
+    } else {
+        held->fd = d->fd[i];
+    }
+    memcpy(held->relation, relation, sizeof(held->relation));
+    rc = held->fd < 0 ? -errno : record_open(r, i);
+    held->open = !rc;
     if (rc)
         remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s", path_of(r, i),
                       strerror(-rc));
+}
+
+void remus_disks_channel_lost(struct remus_run *r)
+{
+    if (r->p->role != REMUS_PRIMARY || r->disks.stopped)
+        return;
+    records_revoke(r);
+    ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
 }
 
 void remus_disks_dispose(struct remus_run *r)
@@ -239,6 +305,8 @@ void remus_disks_dispose(struct remus_run *r)
 
     stop_daemon(r);
     records_close(r);
+    if (r->p->role == REMUS_SECONDARY && d->log >= 0)
+        remove_log(r);
     close_files(d);
     if (d->xgt)
         xengnttab_close(d->xgt);
@@ -412,14 +480,6 @@ static int failed(struct remus_run *r, const char *what, int rc)
 }
 
 /* ---- Primary: what is noted ----------------------------------------------------------------- */
-
-static void remove_log(const struct remus_run *r)
-{
-    char path[REMUS_DISK_LOG_BYTES];
-
-    remus_disk_log_path(path, r->h.domid);
-    unlink(path);
-}
 
 /* Another process of ours has the disks since a session, and notes what is written. */
 static bool are_minded(const struct remus_run *r)
@@ -665,6 +725,8 @@ void remus_disks_revive(struct remus_run *r)
 
     if (!d->taken || (r->p->role == REMUS_SECONDARY && !d->taken_over))
         return;
+    if (r->p->role == REMUS_PRIMARY)
+        records_revoke(r);
     /* Its control socket and process stay with the struct that had them. */
     rc = start_daemon(r, NULL);
     if (!rc)
@@ -688,6 +750,24 @@ void remus_disks_revive(struct remus_run *r)
                       "replicated any more");
 }
 
+/* The copy goes on, and has been told where these disks may differ from its own: that is true as
+ * long as nothing else is written.  Whether all that was taken could be answered without. */
+static bool ends_as_told(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    int rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+
+    if (!rc)
+        rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests, STOPPED_MS);
+    d->stopped = !rc;
+    if (!rc) {
+        stop_daemon(r);
+        records_close(r);
+        remove_log(r);
+    }
+    return !rc;
+}
+
 void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
 {
     struct remus_disks *d = &r->disks;
@@ -699,6 +779,10 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
     if (!d->taken)
         return;
     d->taken = false;
+    if (fate == REMUS_DISKS_LEFT && d->stopped && ends_as_told(r))
+        return;
+    if (r->p->role == REMUS_PRIMARY)
+        records_revoke(r);
     ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
     if (fate != REMUS_DISKS_CLOSED) {
         rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
@@ -737,6 +821,7 @@ bool remus_disks_keep(struct remus_run *r)
     if (!d->taken || d->log < 0 || remus_disks_fd(r) < 0)
         return false;
     remus_disks_go(r, false, false);
+    records_revoke(r);
     d->kept = !ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
     if (d->kept)
         remus_run_log(r, XC_SR_INFO, "colo-blkd serves the guest's disks on, and notes what is "
@@ -757,9 +842,10 @@ void remus_disks_leave(struct remus_run *r)
         failed(r, "brought to rest; colo-blkd goes on serving them", rc);
         ctl_say(remus_disks_fd(r), CTL_GO, 0, d->epoch, NULL);
         remus_run_daemon_leave(remus_disks_daemon(r));
-        return;
+    } else {
+        stop_daemon(r);
     }
-    stop_daemon(r);
+    close_file(&d->log);            /* it is the next session's, whose sign is its lock */
 }
 
 /* ---- Secondary ------------------------------------------------------------------------------ */
@@ -867,6 +953,10 @@ int remus_disks_adopt(struct remus_run *r)
         remus_run_log(r, XC_SR_ERROR, "%s", error);
     for (i = 0; i < d->count; i++)
         d->disk[i].domid = r->h.domid;
+    /* For the time after a takeover. */
+    if (!rc && (open_log(r) || give_log(r)))
+        remus_run_log(r, XC_SR_WARN, "after a takeover the disks will have to be compared as a "
+                      "whole");
     snprintf(path, sizeof(path), "/local/domain/%u/device/vbd", r->h.domid);
     xs_watch(r->xs, path, "connecting");
     d->taken = !rc;
@@ -981,6 +1071,13 @@ void remus_disks_settle(struct remus_run *r)
     d->settle_us = remus_run_now_us() + SETTLE_AGAIN_US;
     if (read_disks(r))
         return;
+    if (d->taken && r->p->keep_disks != REMUS_KEEP_NEVER && d->log >= 0 &&
+        !remus_disk_minder_tell(r->h.domid)) {
+        remus_run_log(r, XC_SR_INFO, "colo-blkd serves the guest's disks on, and notes what is "
+                      "written");
+        d->kept = d->settled = true;
+        return;
+    }
     if (d->taken)
         remus_disks_give(r, REMUS_DISKS_SERVED);
     d->settled = true;
@@ -995,6 +1092,23 @@ void remus_disks_settle(struct remus_run *r)
         keeper_wait(d);
         close_files(d);
     }
+}
+
+/* What another session, or an operator, has asked of those that were kept. */
+void remus_disks_obey(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    const int request = r->p->stop_request ? *r->p->stop_request : 0;
+
+    if (!d->kept || !request)
+        return;
+    *r->p->stop_request = 0;
+    d->kept = false;
+    if (request == 1)
+        remus_disks_give(r, REMUS_DISKS_SERVED);
+    else
+        remus_disks_leave(r);
+    remus_disk_minder_forget(r->h.domid);
 }
 
 bool remus_disks_settled(const struct remus_run *r)

@@ -26,6 +26,12 @@ void remus_disks_answer_closing(struct remus_run *r);
 /* A daemon died: another one serves the guest, by itself. */
 void remus_disks_revive(struct remus_run *r);
 
+/* Now and then: what is kept about this host's disks is renewed. */
+void remus_disks_vouch(struct remus_run *r);
+/* colo-blkd replicates no more, and has the guest's writes wait until that is no longer vouched
+ * for. */
+void remus_disks_channel_lost(struct remus_run *r);
+
 /* ---- Primary ---- */
 
 /* Reads what disks there are and starts colo-blkd; blkback serves them still. */
@@ -63,11 +69,11 @@ int remus_disks_commit(struct remus_run *r, uint64_t epoch);
 int remus_disks_attach(struct remus_run *r, bool moved); /* moved: its frontends' nodes changed */
 /* It runs. */
 int remus_disks_run(struct remus_run *r);
-/* Now and then: what is kept about the disks is renewed. */
-void remus_disks_vouch(struct remus_run *r);
 int remus_disks_takeover(struct remus_run *r);
 /* After that, again and again: blkback gets the disks when everything is on them. */
 void remus_disks_settle(struct remus_run *r);
+/* Then: whether somebody wants them of those that were kept for another session. */
+void remus_disks_obey(struct remus_run *r);
 /* There are none, or the kernel's backend has them again. */
 bool remus_disks_settled(const struct remus_run *r);
 /* The guest has ended, or is to be destroyed: waits until what it has written is on the disks. */

@@ -907,7 +907,7 @@ static void fence_and_stop(struct primary *p)
     for (i = 0; i < p->vif_count; i++)
         if (remus_nft_fence(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "cannot fence %s: %s", p->vifs[i].netdev, error);
-    p->fenced = true;
+    p->fenced = p->run.disks.stopped = true;
     /* Before the copy hears that it may write to them. */
     if (p->run.p->shared_disks)
         remus_disks_give(&p->run, REMUS_DISKS_LEFT);
@@ -1161,6 +1161,8 @@ static void primary_drained(struct remus_run *r)
 static void primary_periodic(struct remus_run *r)
 {
     struct primary *p = self(r);
+
+    remus_disks_vouch(r);
 
     rules_look(p);
     if (p->lease && lease_renew(p))

@@ -681,6 +681,7 @@ static void dispatch_control(struct remus_daemon *d, const struct ctl_in *in)
         if (d != &r->daemon) {
             if (!r->disks_lost_us)
                 r->disks_lost_us = remus_run_now_us();
+            remus_disks_channel_lost(r);
             snprintf(r->disks_lost, sizeof(r->disks_lost), "%.150s", in->text);
             break;
         }

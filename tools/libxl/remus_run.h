@@ -84,9 +84,11 @@ struct remus_disks {
     int log;
     bool minded;                    /* another process of ours has had the disks since a session */
     bool kept;                      /* the session is over, and we have them still */
-    /* Secondary: what is kept about its disks (remus_diskrec.h). */
+    bool stopped;                   /* its guest writes nothing any more: the copy goes on */
+    /* What is kept about this host's disks (remus_diskrec.h). */
     struct remus_disk_held {
         uint8_t relation[BLKLOG_RELATION_BYTES];
+        int fd;                     /* primary: of the file; secondary: as above */
         bool proven;                /* nobody else has written to the disk since */
         bool open;                  /* the record says that we write */
         char why[REMUS_DISKREC_WHY_BYTES];

@@ -762,8 +762,8 @@ static void settle(struct secondary *s)
     if (!s->vifs_given || !remus_disks_settled(r))
         return;
     s->settled = true;
-    remus_run_log(r, XC_SR_INFO, "%s is served by this host's kernel again and can be protected",
-                  s->guest_name);
+    remus_run_log(r, XC_SR_INFO, "%s is served by this host's kernel again%s and can be protected",
+                  s->guest_name, r->disks.kept ? ", but for its disks," : "");
     remus_guest_unpublish(r->xs, r->h.domid);
     remus_run_hide(r);
     if (s->lock_fd >= 0)
@@ -1148,6 +1148,8 @@ static void secondary_periodic(struct remus_run *r)
     remus_disks_vouch(r);
     if (s->active)
         settle(s);
+    if (s->settled)
+        remus_disks_obey(r);
 }
 
 static const struct remus_run_ops secondary_ops = {

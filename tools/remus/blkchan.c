@@ -229,8 +229,14 @@ static const char *wrong(enum blkchan_role role, const struct remus_disk_frame *
         want = from_primary && h->sectors && h->sectors <= REMUS_DISK_BYTES_MAX / 512u
             ? hashes * (uint32_t)sizeof(uint64_t) : UINT32_MAX;
         break;
+    case REMUS_DISK_INTENT:
+    case REMUS_DISK_COLD:
+        want = from_primary && h->sectors == REMUS_DISK_REGION_BYTES / 512u &&
+               h->sector % h->sectors == 0 ? 0 : UINT32_MAX;
+        break;
     case REMUS_DISK_EPOCH:
     case REMUS_DISK_MARK:
+    case REMUS_DISK_BASE:
         want = from_primary ? 0 : UINT32_MAX;
         break;
     case REMUS_DISK_RELATION:
@@ -242,6 +248,7 @@ static const char *wrong(enum blkchan_role role, const struct remus_disk_frame *
     case REMUS_DISK_CREDIT:
     case REMUS_DISK_KNOWN:
     case REMUS_DISK_SAFE:
+    case REMUS_DISK_NOTED:
         want = from_primary ? UINT32_MAX : 0;
         break;
     default:

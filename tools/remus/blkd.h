@@ -5,6 +5,7 @@
  *   blkd_xfer.c   moving data between memory and a disk, or what lies over it
  *   blkd_jobs.c   the guest's requests
  *   blkd_sync.c   primary: the first synchronisation, and the guest's writes to the other host
+ *   blkd_intent.c primary: where its disk may differ from what was sent
  *   blkd_copy.c   secondary: what comes from there, and bringing it to the disks
  */
 #ifndef REMUS_BLKD_H
@@ -143,6 +144,7 @@ enum stage {
     STAGE_FREE,
     STAGE_WAIT,                      /* for memory, or for the end of others */
     STAGE_COPY_IN,                   /* WRITE: its data is to be copied */
+    STAGE_INTENT,                    /* WRITE: the other host is to note where, first */
     STAGE_IO,
     STAGE_SEND,                      /* WRITE: waits for room on the way to the other host */
     STAGE_STUCK,                     /* WRITE of the copy: its overlay is full */
@@ -216,6 +218,31 @@ struct merge_op {
     struct xfer x;
 };
 
+/* Regions of the primary's disks that were announced; see blkd_intent.c. */
+struct region {
+    uint32_t disk;
+    uint64_t at;
+};
+
+struct intents {
+    bool on, based;                  /* based: the other host was told BASE */
+    uint64_t *number[REMUS_DISKS_MAX];   /* of each region: its INTENT's; 0: cold */
+    uint8_t *recent[REMUS_DISKS_MAX];    /* of each region: written to since the last flush began */
+    uint64_t announced, noted;       /* numbers */
+    uint32_t hot;                    /* regions that are announced */
+    struct region queue[2 * JOBS];   /* to be announced: a request touches two at most */
+    uint32_t queued;
+    struct job_list waiting;
+    enum { INTENT_IDLE, INTENT_FLUSH, INTENT_COOL } stage;
+    uint32_t flushing;               /* disks */
+    bool flush_failed;
+    uint64_t flush_us;               /* when that began */
+    uint32_t cool_disk;
+    uint64_t cool_at;
+    uint64_t hold_until_us;          /* the channel is lost; 0: it is not, or nobody minds */
+    struct xfer x[REMUS_DISKS_MAX];
+};
+
 struct replication {
     struct blkchan *chan;
     uint64_t credit;                 /* primary: may be sent in all; secondary: granted in all */
@@ -240,6 +267,7 @@ struct replication {
     bool marked;                     /* MARK waits for SAFE */
     bool unmarked;                   /* something was sent, or noted, since the last MARK */
     uint64_t mark_us;                /* when it was */
+    struct intents intents;
 
     /* secondary */
     uint64_t window;
@@ -255,6 +283,10 @@ struct replication {
     uint64_t mark_epoch;             /* the disks are to have everything up to it */
     uint32_t mark_syncs;
     struct xfer mark_x[REMUS_DISKS_MAX];
+    /* Where the primary's disks may differ from what it has sent: a byte for each region. */
+    uint8_t *announced[REMUS_DISKS_MAX];
+    bool based;
+    uint8_t relation[REMUS_DISKS_MAX][REMUS_DISK_RELATION_BYTES];
     struct merge_op merge[MERGE_OPS];
     struct blkio_op punch;           /* of a layer of a disk, in the store */
     bool punching;
@@ -386,6 +418,27 @@ int sync_log(struct blkd *b, int fd);
 void sync_end(struct blkd *b);
 /* Milliseconds until something is to be done without an event; -1: none. */
 int sync_wait_ms(const struct blkd *b);
+
+/* ---- blkd_intent.c ---- */
+
+/* SYNCED is on its way: the copy may take over before long. */
+void intent_begin(struct blkd *b);
+/* A write may begin now; otherwise it does later. */
+bool intent_allows(struct job *j);
+/* The disk is not to be changed where that was not announced. */
+bool intent_holds(const struct blkd *b);
+/* The kernel tells of an error once, and knows nothing of what was lost with it: nothing is durable
+ * for certain any more. */
+void intent_flush_failed(struct blkd *b);
+/* NULL: all right. */
+const char *intent_noted(struct blkd *b, uint64_t number);
+/* The other host is lost: what may become of it is the coordinator's to know. */
+void intent_lost(struct blkd *b);
+/* It knows, and nothing is to be announced any more. */
+void intent_end(struct blkd *b);
+void intent_work(struct blkd *b);
+int intent_wait_ms(const struct blkd *b);
+void intent_free(struct blkd *b);
 
 /* ---- blkd_copy.c ---- */
 

@@ -13,6 +13,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@
 #include "tools/remus/blkd.h"
 
 #define PART_SECTORS   (REMUS_DISK_HASH_BYTES / BLKRING_SECTOR)
+#define REGION_SECTORS (REMUS_DISK_REGION_BYTES / BLKRING_SECTOR)
 #define CREDIT_PARTS   32u          /* credit is told when it has grown by such a part of all */
 #define MERGE_AGAIN_US 1000000u
 
@@ -53,6 +55,9 @@ static bool waits_for_others(const struct blkd *b, const struct remus_disk_frame
     if (head->type == REMUS_DISK_EPOCH || head->type == REMUS_DISK_SYNCED ||
         head->type == REMUS_DISK_MARK) {
         return b->r.ops != 0;
+    }
+    if (head->type != REMUS_DISK_WRITE && head->type != REMUS_DISK_HASHES) {
+        return false;
     }
     for (i = 0; i < REMOTE_OPS; i++) {
         const struct remote_op *op = &b->r.op[i];
@@ -210,7 +215,24 @@ static int take_open(struct blkd *b, struct disk *d, const uint8_t *payload)
     disk_describe(d, &info);
     b->keep->disk[info.disk] = info;
     keep_store(&b->keep->described[info.disk], 1);
-    return tell_relation(CTL_BLK_OPENED, info.disk, open.relation);
+    memcpy(b->r.relation[info.disk], open.relation, sizeof(open.relation));
+    free(b->r.announced[info.disk]);
+    b->r.announced[info.disk] = calloc(info.sectors / REGION_SECTORS + 1, 1);
+    return b->r.announced[info.disk] ? tell_relation(CTL_BLK_OPENED, info.disk, open.relation)
+           : -ENOMEM;
+}
+
+/* Where the primary's disk may differ from what it has sent, until it says that it does not. */
+static int take_region(struct blkd *b, const struct remus_disk_frame *head)
+{
+    if (head->sector >= b->disk[head->disk].info.sectors || !b->r.announced[head->disk]) {
+        return -ERANGE;
+    }
+    b->r.announced[head->disk][head->sector / REGION_SECTORS] = head->type == REMUS_DISK_INTENT;
+    if (head->type == REMUS_DISK_INTENT) {
+        answer(b, (struct remus_disk_frame){ .type = REMUS_DISK_NOTED, .epoch = head->epoch });
+    }
+    return 0;
 }
 
 /* What is on this disk is compared as far as the primary has noted that it may differ, if this is
@@ -289,7 +311,14 @@ static int take_frame(struct blkd *b, const struct remus_disk_frame *head, const
     case REMUS_DISK_SYNCED:
         take_synced(b);
         return 0;
+    case REMUS_DISK_INTENT:
+    case REMUS_DISK_COLD:
+        return take_region(b, head);
+    case REMUS_DISK_BASE:
+        b->r.based = true;
+        return 0;
     case REMUS_DISK_RELATION:
+        memcpy(b->r.relation[head->disk], payload, REMUS_DISK_RELATION_BYTES);
         return tell_relation(CTL_BLK_RELATED, head->disk, payload);
     case REMUS_DISK_MARK:
         if (b->r.mark != MARK_NONE) {
@@ -662,10 +691,37 @@ int copy_resume(struct blkd *b)
     return rc;
 }
 
+/*
+ * From here on the disks of the host that was the primary's are the other ones.  They differ where
+ * it was writing, in what it wrote since the last commit, and in what the copy has written, and
+ * writes: what is committed is on both, or was announced.
+ */
+static void note_differences(struct blkd *b)
+{
+    uint64_t cursor, sector, at;
+    uint32_t i;
+
+    for (i = 0; b->log && b->r.based && i < b->disks; i++) {
+        const uint64_t sectors = b->disk[i].info.sectors;
+
+        blklog_clear(b->log, i);
+        for (at = 0; at * REGION_SECTORS < sectors; at++) {
+            if (b->r.announced[i][at]) {
+                blklog_mark_due(b->log, i, at * REGION_SECTORS, REGION_SECTORS);
+            }
+        }
+        for (cursor = 0; blkview_next_own(b->disk[i].view, &cursor, &sector);) {
+            blklog_mark_due(b->log, i, sector, 8);
+        }
+        blklog_adopt(b->log, i, b->r.relation[i]);
+    }
+}
+
 void copy_takeover(struct blkd *b)
 {
     uint32_t i;
 
+    note_differences(b);
     b->role = ROLE_ACTIVE;
     close_channel(b);
     for (i = 0; i < b->disks; i++) {

@@ -282,6 +282,9 @@ static void xfer_done(struct xfer *x, int rc)
     struct job *j = x->arg;
     const struct blkring_request *req = &j->kept->req;
 
+    if (rc && x->type == BLKIO_SYNC) {
+        intent_flush_failed(j->b);
+    }
     if (j->b->r.ended) {
         job_forget(j);
     } else if (rc && j->b->role == ROLE_SECONDARY) {
@@ -369,7 +372,7 @@ static void discard(struct job *j)
 {
     if (j->kept->req.secure) {
         job_done(j, -EOPNOTSUPP);    /* a hole says nothing of where the data was */
-    } else if (j->b->role != ROLE_LOCAL) {
+    } else if (j->b->role != ROLE_LOCAL || intent_holds(j->b)) {
         job_done(j, 0);
     } else {
         io_begin(j, BLKIO_PUNCH);
@@ -386,6 +389,9 @@ static void execute(struct job *j)
         io_begin(j, BLKIO_READ);
         break;
     case BLKRING_WRITE:
+        if (!intent_allows(j)) {
+            break;
+        }
         sync_writes(j->b);
         if (!req->barrier) {
             io_begin(j, BLKIO_WRITE);

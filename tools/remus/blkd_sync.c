@@ -70,6 +70,7 @@ static void lost(struct blkd *b, const char *why)
     if (b->ctl_open) {
         ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, 0, "disks: %s", why);
     }
+    intent_lost(b);
     sync_end(b);
 }
 
@@ -212,14 +213,14 @@ static bool guest_waits(const struct blkd *b)
     for (i = 0; r->syncing && i < SYNC_SLOTS; i++) {
         sending |= r->slot[i].stage == SYNC_SEND;
     }
-    return r->send.count || r->epoch_owed ||
+    return r->send.count || r->epoch_owed || r->intents.waiting.count ||
            (sending && first && sync_locks(b, (uint32_t)(first->disk - b->disk),
                                            first->kept->req.sector, first->kept->req.sectors));
 }
 
 static void stuck_work(struct blkd *b)
 {
-    const uint64_t at = b->r.sent + b->r.epoch;
+    const uint64_t at = b->r.sent + b->r.epoch + b->r.intents.noted;
     struct replication *r = &b->r;
 
     if (!guest_waits(b)) {
@@ -525,6 +526,7 @@ static void put_synced(struct blkd *b)
     if (!r->synced && r->sync_disk == b->disks && !blkchan_put(r->chan, &head, NULL, 0)) {
         r->synced = true;            /* the answer, too, makes it true for the coordinator */
         r->syncing = false;
+        intent_begin(b);
     }
 }
 
@@ -569,13 +571,20 @@ static void slots_work(struct blkd *b)
 
 /* ---- What the other host says --------------------------------------------------------------- */
 
-/* Every disk's answer is here: it is known what is due. */
+/* Every disk's answer is here: it is known what is due, and whose the disks are. */
 static void all_known(struct blkd *b)
 {
     uint32_t i;
 
     for (i = 0; !b->r.shared && i < b->disks; i++) {
+        const struct ctl_msg msg = { .type = CTL_BLK_RELATED, .code = i, .count = 1 };
+        struct ctl_relation relation;
+
         b->disk[i].stats.sync_bytes = blklog_due_bytes(b->log, i);
+        blklog_relation(b->log, i, relation.bytes);
+        if (b->ctl_open) {
+            ctl_send_wait(REMUS_CTL_FD, &msg, &relation, NULL, NULL, 0, 1000);
+        }
     }
     b->busy = true;
 }
@@ -652,6 +661,8 @@ static const char *take_frame(struct blkd *b, const struct remus_disk_frame *hea
         return NULL;
     case REMUS_DISK_KNOWN:
         return take_known(b, head);
+    case REMUS_DISK_NOTED:
+        return intent_noted(b, head->epoch);
     case REMUS_DISK_SAFE:
         if (!r->marked) {
             return "it calls safe what it was not asked about";
@@ -708,6 +719,9 @@ void sync_work(struct blkd *b)
 {
     int rc = 0;
 
+    if (!replicating(b)) {
+        intent_work(b);
+    }
     if (replicating(b)) {
         frames_work(b);
     }
@@ -720,6 +734,7 @@ void sync_work(struct blkd *b)
     if (replicating(b)) {
         put_epoch(b);
         slots_work(b);
+        intent_work(b);
         stuck_work(b);
     }
     if (replicating(b)) {

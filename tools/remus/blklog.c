@@ -150,6 +150,23 @@ void blklog_relate(struct blklog *l, uint32_t disk, const uint8_t relation[BLKLO
     memcpy(l->header->disk[disk].relation, relation, BLKLOG_RELATION_BYTES);
 }
 
+void blklog_clear(struct blklog *l, uint32_t disk)
+{
+    uint32_t k;
+
+    memset(l->header->disk[disk].relation, 0, BLKLOG_RELATION_BYTES);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (k = 0; k < SETS; k++) {
+        memset(l->set[disk][k], 0, words_of(l->parts[disk]) * sizeof(uint64_t));
+    }
+}
+
+void blklog_adopt(struct blklog *l, uint32_t disk, const uint8_t relation[BLKLOG_RELATION_BYTES])
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    memcpy(l->header->disk[disk].relation, relation, BLKLOG_RELATION_BYTES);
+}
+
 /* ---- Marks ---------------------------------------------------------------------------------- */
 
 static void mark(struct blklog *l, uint32_t disk, uint32_t set, uint64_t sector, uint64_t sectors)

@@ -43,6 +43,11 @@ void blklog_relation(const struct blklog *l, uint32_t disk,
 /* The other disk is another one: all parts are due. */
 void blklog_relate(struct blklog *l, uint32_t disk, const uint8_t relation[BLKLOG_RELATION_BYTES]);
 
+/* A disk that is the same as the other one, but for what is marked from here on; and when that is
+ * done, which other one it is.  In between it is of no relation. */
+void blklog_clear(struct blklog *l, uint32_t disk);
+void blklog_adopt(struct blklog *l, uint32_t disk, const uint8_t relation[BLKLOG_RELATION_BYTES]);
+
 /* Is about to be written, and sent. */
 void blklog_mark_new(struct blklog *l, uint32_t disk, uint64_t sector, uint64_t sectors);
 /* Is about to be written, and not sent. */

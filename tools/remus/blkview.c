@@ -446,6 +446,23 @@ bool blkview_clean(const struct blkview *v)
     return !blkmap_count(v->layer[0].map) && oldest(v) == BLKVIEW_DISK;
 }
 
+bool blkview_next_own(const struct blkview *v, uint64_t *cursor, uint64_t *sector)
+{
+    uint32_t layer = (uint32_t)(*cursor >> 32), at = (uint32_t)*cursor;
+    struct blkmap_block block;
+
+    for (; layer < BLKVIEW_LAYERS; layer++, at = 0) {
+        const struct layer *l = &v->layer[layer];
+
+        if ((!layer || l->state == LAYER_PENDING) && blkmap_next(l->map, &at, &block)) {
+            *cursor = (uint64_t)layer << 32 | at;
+            *sector = block.sector;
+            return true;
+        }
+    }
+    return false;
+}
+
 bool blkview_merged_to(const struct blkview *v, uint64_t epoch)
 {
     uint32_t i;

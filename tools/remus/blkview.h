@@ -85,6 +85,9 @@ void blkview_punched(struct blkview *v, uint32_t layer);
 void blkview_drop(struct blkview *v, uint64_t sector, uint32_t sectors);
 /* Nothing lies over the disk: no overlay, and nothing to merge. */
 bool blkview_clean(const struct blkview *v);
+/* Every block that the disk will not get from a commit of what is committed: of the overlay, and of
+ * pending generations.  Begin with *cursor 0; false: no more.  Nothing may change in between. */
+bool blkview_next_own(const struct blkview *v, uint64_t *cursor, uint64_t *sector);
 /* The disk has all generations up to this epoch. */
 bool blkview_merged_to(const struct blkview *v, uint64_t epoch);
 /* A layer is held. */

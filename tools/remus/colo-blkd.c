@@ -66,8 +66,9 @@
 #define SIGNAL_MS     500
 #define BUFFER_BYTES  (REMUS_DISK_BYTES_MAX + BLKRING_PAGE)
 #define BUFFERS       (SYNC_SLOTS + REMOTE_OPS + MERGE_OPS)
-/* Pieces of all that moves data; flushes for MARK, and after a takeover; a hole in the store. */
-#define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS) + 2 * REMUS_DISKS_MAX + 1)
+/* Pieces of all that moves data; flushes for MARK, BASE and COLD, and after a takeover; a hole in
+ * the store. */
+#define IO_DEPTH      (XFER_PIECES * (JOBS + BUFFERS) + 3 * REMUS_DISKS_MAX + 1)
 
 /* ---- Attaching ------------------------------------------------------------------------------ */
 
@@ -423,6 +424,7 @@ static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
         } else if (b->role == ROLE_PRIMARY) {
             sync_end(b);
         }
+        intent_end(b);
         b->quit_merged = true;
         return true;
     case CTL_BLK_SYNC:
@@ -435,6 +437,7 @@ static bool ctl_anytime(struct blkd *b, const struct ctl_msg *msg)
         if (b->role == ROLE_PRIMARY) {
             sync_end(b);
         }
+        intent_end(b);
         return true;
     case CTL_FAILOVER:
         if (b->role == ROLE_SECONDARY) {
@@ -512,6 +515,7 @@ static void orphaned(struct blkd *b)
         return;
     }
     if (b->role == ROLE_PRIMARY) {
+        intent_lost(b);
         sync_end(b);
     }
     do_go(b, 0, false);
@@ -673,7 +677,7 @@ void channel_close(struct blkd *b)
 static int wait_ms(const struct blkd *b)
 {
     const int waits[] = {
-        sync_wait_ms(b), copy_wait_ms(b),
+        sync_wait_ms(b), intent_wait_ms(b), copy_wait_ms(b),
         b->ctl_open ? -1 : SIGNAL_MS,   /* one may come just before we sleep */
     };
     int ms = -1;
@@ -716,6 +720,7 @@ static void loop(struct blkd *b)
         b->now_us = daemon_clock_us(CLOCK_MONOTONIC_COARSE);
         if (daemon_terminated() && !b->ctl_open) {
             b->state = STATE_RESTING;
+            intent_end(b);           /* whoever asks for that has seen to it */
         }
         work(b);
     }
@@ -896,6 +901,10 @@ static void dispose(struct blkd *b)
     }
     if (b->keep) {
         munmap(b->keep, sizeof(*b->keep));
+    }
+    intent_free(b);
+    for (i = 0; i < REMUS_DISKS_MAX; i++) {
+        free(b->r.announced[i]);
     }
     blklog_free(b->log);
     if (b->log_memory) {

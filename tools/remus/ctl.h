@@ -62,7 +62,8 @@ enum ctl_type {
                              reach the same disks, and nothing is to be sent; answered by
                              BLK_SYNCED.  Secondary: all disks have been described, the primary's
                              frames may be taken */
-    CTL_BLK_LOCAL,        /* primary: replicate no more */
+    CTL_BLK_LOCAL,        /* primary: replicate no more; nothing is vouched for any more of what
+                             this host's disks hold (remus_diskrec.h) */
     CTL_BLK_STORE,        /* secondary: descriptor of a file for what is not on the disks yet by
                              SCM_RIGHTS; epoch: bytes that may wait there for each of overlay and
                              primary's writes; before the first DISK; answered by READY */
@@ -95,7 +96,7 @@ enum ctl_type {
     CTL_BLK_COMMITTED,
     CTL_BLK_OPENED,       /* blkd, secondary: struct ctl_relation of disk .code: what the primary
                              has noted is true of a disk of that relation; answered by BLK_KNOWN */
-    CTL_BLK_RELATED,      /* blkd, secondary: the same: this is the disk's from now on */
+    CTL_BLK_RELATED,      /* blkd: the same: this is the disk's from now on */
 };
 
 enum ctl_why {

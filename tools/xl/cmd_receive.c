@@ -509,6 +509,7 @@ static int start(struct receiver *r)
         .disks = r->guest.disk,
         .disk_count = r->guest.disk_count,
         .store = r->store,
+        .keep_disks = r->again[0] ? REMUS_KEEP_UNLESS_STOPPED : REMUS_KEEP_NEVER,
         .libexec = r->here.libexec,
         .deadline_max_ms = (uint32_t)r->deadline_ms,
         .arbiter = r->arbiter,

@@ -102,29 +102,38 @@ static void on_active(void *arg, uint32_t domid)
     tell(arg, &m, offsetof(struct worker_message, text), false);
 }
 
-static void on_settled(void *arg, uint32_t domid)
-{
-    struct worker_message m = {.type = WORKER_SETTLED, .domid = domid};
-
-    tell(arg, &m, offsetof(struct worker_message, text), false);
-}
-
 static void on_next_session(int signal_number)
 {
     (void)signal_number;
     stop_wanted = 2;
 }
 
+/* Another session may want the guest's disks. */
+static void hear_next_session(void)
+{
+    struct sigaction action = {.sa_handler = on_next_session};
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+}
+
+static void on_settled(void *arg, uint32_t domid)
+{
+    struct worker_message m = {.type = WORKER_SETTLED, .domid = domid};
+
+    stop_wanted = 0;
+    hear_next_session();
+    tell(arg, &m, offsetof(struct worker_message, text), false);
+}
+
 /* For the supervisor this is the end: the guest can be protected by another session. */
 static void on_minding(void *arg, const struct remus_session_result *result)
 {
-    struct sigaction action = {.sa_handler = on_next_session};
     struct worker_message m = {.type = WORKER_RESULT, .result = *result};
     struct outlet *o = arg;
 
     stop_wanted = 0;
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGUSR1, &action, NULL);
+    hear_next_session();
     tell(o, &m, offsetof(struct worker_message, result) + sizeof(m.result), false);
     close(o->fd);
     if (o->lock_fd >= 0)

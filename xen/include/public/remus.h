@@ -202,6 +202,7 @@ struct remus_flow {                 /* addresses and ports as the guest sees the
 #define REMUS_DISK_HASH_BYTES    (64u << 10) /* of the disk, below one hash */
 #define REMUS_DISK_HASHES_MAX    16u         /* in one frame */
 #define REMUS_DISK_RELATION_BYTES 16u
+#define REMUS_DISK_REGION_BYTES  (4u << 20)  /* of INTENT and COLD, which begin at a multiple */
 
 struct remus_disk_frame {           /* precedes every payload on the disk channel */
     uint32_t length;                /* payload bytes */
@@ -226,6 +227,10 @@ enum remus_disk_type {
     REMUS_DISK_RELATION = 9,        /* P->S: uint8_t[16]: the disk's, from now on */
     REMUS_DISK_MARK   = 10,         /* P->S: say SAFE when what precedes this is durable on disks */
     REMUS_DISK_SAFE   = 11,         /* S->P */
+    REMUS_DISK_INTENT = 12,         /* P->S: number epoch: P's disk may differ in this region */
+    REMUS_DISK_NOTED  = 13,         /* S->P: INTENTs up to number epoch */
+    REMUS_DISK_COLD   = 14,         /* P->S: P's disk has this region as it was sent, durably */
+    REMUS_DISK_BASE   = 15,         /* P->S: from here on P's disks differ where INTENT says only */
 };
 struct remus_disk_open {            /* the disk as the guest knows it */
     uint64_t sectors;
