@@ -220,6 +220,13 @@ static void after_a_loss_of_power_only_what_we_may_have_written_is_accepted(void
     usleep(20000);
     change(f, "boot", "another");
     assert_int_equal(check(f), -ESTALE);
+    /* Had it been, that would be our own. */
+    assert_int_equal(remus_diskrec_renew(f->directory, f->path), 0);
+    assert_int_equal(check(f), 0);
+    assert_int_equal(remus_diskrec_close(f->directory, f->path, f->fd, ours), 0);
+    assert_int_equal(remus_diskrec_renew(f->directory, f->path), -EINVAL);
+    assert_int_equal(remus_diskrec_remove(f->directory, f->path), 0);
+    assert_int_equal(remus_diskrec_renew(f->directory, f->path), -ENOENT);
 }
 
 static void a_damaged_record_is_none(void **state)

@@ -369,7 +369,8 @@ static int record(const char *directory, const char *path, int fd,
 
     memcpy(r.relation, relation, sizeof(r.relation));
     read_boot(r.boot);
-    /* The inode is on the disk as it is seen here: a host that loses its power goes back to it. */
+    /* The inode is on the disk as it is seen here: what a host that loses its power finds is no
+     * older. */
     rc = fsync(fd) ? -errno : read_facts(fd, &r.facts);
     r.until_ns = closed ? 0 : clock_ns(CLOCK_REALTIME) + UNTIL_S * SECOND_NS;
     return rc ? rc : write_record(directory, path, &r);
@@ -379,6 +380,18 @@ int remus_diskrec_open(const char *directory, const char *path, int fd,
                        const uint8_t relation[BLKLOG_RELATION_BYTES])
 {
     return record(directory, path, fd, relation, false);
+}
+
+int remus_diskrec_renew(const char *directory, const char *path)
+{
+    struct record r;
+    int rc = read_record(directory, path, &r);
+
+    if (!rc && r.closed) {
+        rc = -EINVAL;
+    }
+    r.until_ns = clock_ns(CLOCK_REALTIME) + UNTIL_S * SECOND_NS;
+    return rc ? rc : write_record(directory, path, &r);
 }
 
 int remus_diskrec_close(const char *directory, const char *path, int fd,

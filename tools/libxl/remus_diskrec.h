@@ -42,6 +42,8 @@ bool remus_diskrec_is_open(const char *directory, const char *path);
 /* Durable when they return.  0 or negative errno. */
 int remus_diskrec_open(const char *directory, const char *path, int fd,
                        const uint8_t relation[BLKLOG_RELATION_BYTES]);
+/* Of one that is open: the disk itself is not touched. */
+int remus_diskrec_renew(const char *directory, const char *path);
 int remus_diskrec_close(const char *directory, const char *path, int fd,
                         const uint8_t relation[BLKLOG_RELATION_BYTES]);
 int remus_diskrec_remove(const char *directory, const char *path);

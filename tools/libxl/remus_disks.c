@@ -139,10 +139,15 @@ static void *keeper_thread(void *arg)
     int rc;
 
     for (i = 0; i < d->count; i++) {
-        if (!d->held[i].open)
+        struct remus_disk_held *held = &d->held[i];
+
+        if (!held->open)
             continue;
         rc = d->keeper.forget ? remus_diskrec_remove(directory_of(r), path_of(r, i))
-             : record_open(r, i);
+             : held->recorded ? remus_diskrec_renew(directory_of(r), path_of(r, i))
+                              : record_open(r, i);
+        held->recorded |= !rc;
+        held->open = held->recorded;
         if (rc)
             fprintf(stderr, "what is kept about %s cannot be written: %s\n", path_of(r, i),
                     strerror(-rc));
@@ -159,7 +164,7 @@ static void keeper_wait(struct remus_disks *d)
         pthread_join(d->keeper.thread, NULL);
     d->keeper.running = false;
     for (i = 0; d->keeper.forget && i < d->count; i++)
-        d->held[i].open = false;
+        d->held[i].open = d->held[i].recorded = false;
 }
 
 /* In a thread: it writes to a disk, which may be slow, and the loop has heartbeats to send. */
@@ -179,6 +184,7 @@ static void keeper_begin(struct remus_run *r, bool forget)
 void remus_disks_vouch(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
+    const bool old = remus_run_now_us() - d->keeper.us > REMUS_DISKREC_RENEW_S * 1000000ull;
     unsigned int i;
     bool any = false;
 
@@ -186,8 +192,8 @@ void remus_disks_vouch(struct remus_run *r)
         return;
     keeper_wait(d);
     for (i = 0; i < d->count; i++)
-        any |= d->held[i].open;
-    if (any && remus_run_now_us() - d->keeper.us > REMUS_DISKREC_RENEW_S * 1000000ull)
+        any |= d->held[i].open && (old || !d->held[i].recorded);
+    if (any)
         keeper_begin(r, false);
 }
 
@@ -214,9 +220,9 @@ static void records_close(struct remus_run *r)
     for (i = 0; i < d->count; i++) {
         struct remus_disk_held *held = &d->held[i];
 
-        if (!held->open)
+        if (!held->recorded)
             continue;
-        held->open = false;
+        held->open = held->recorded = false;
         rc = d->starts && remus_disks_daemon(r)->killed ? wait_for_writes(held->fd) : 0;
         if (!rc)
             rc = remus_diskrec_close(directory_of(r), path_of(r, i), held->fd, held->relation);
@@ -244,7 +250,7 @@ static void disk_opened(struct remus_run *r, uint32_t i, const uint8_t *relation
     held->fd = d->fd[i];
     if (known) {
         rc = record_open(r, i);
-        held->open = !rc;
+        held->open = held->recorded = !rc;
     } else {
         rc = remus_diskrec_remove(directory_of(r), path_of(r, i));
         remus_run_log(r, XC_SR_INFO, "%s is compared as a whole: %s", path_of(r, i),
@@ -269,7 +275,6 @@ static void disk_related(struct remus_run *r, uint32_t i, const uint8_t *relatio
     struct remus_disks *d = &r->disks;
     struct remus_disk_held *held = &d->held[i < REMUS_DISKS_MAX ? i : 0];
     struct stat st;
-    int rc;
 
     if (i >= d->count)
         return;
@@ -284,11 +289,8 @@ static void disk_related(struct remus_run *r, uint32_t i, const uint8_t *relatio
         held->fd = d->fd[i];
     }
     memcpy(held->relation, relation, sizeof(held->relation));
-    rc = held->fd < 0 ? -errno : record_open(r, i);
-    held->open = !rc;
-    if (rc)
-        remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s", path_of(r, i),
-                      strerror(-rc));
+    held->open = held->fd >= 0;     /* recorded before long: remus_disks_vouch() */
+    held->recorded = false;
 }
 
 void remus_disks_channel_lost(struct remus_run *r)

@@ -90,7 +90,7 @@ struct remus_disks {
         uint8_t relation[BLKLOG_RELATION_BYTES];
         int fd;                     /* primary: of the file; secondary: as above */
         bool proven;                /* nobody else has written to the disk since */
-        bool open;                  /* the record says that we write */
+        bool open, recorded;        /* we write, and vouch for that; the record says so */
         char why[REMUS_DISKREC_WHY_BYTES];
     } held[REMUS_DISKS_MAX];
     struct remus_disk_keeper {
