@@ -14,6 +14,8 @@ int blkd_main(int argc, char **argv);
 #include <sys/socket.h>
 
 #include <cmocka.h>
+#include <endian.h>
+#include <xxhash.h>
 
 #include <xen/io/blkif.h>
 
@@ -1555,6 +1557,289 @@ static void the_coordinator_says_whether_a_disk_is_known(void **state)
     assert_int_equal(said[CTL_BLK_RELATED], 1);
 }
 
+/* ---- By chance: the real primary, and a model of the other host's disk ---------------------- */
+
+#define PARTS_USED 24u              /* where the guest writes, and 8 of them in the second region */
+
+static struct {
+    uint8_t now[DISK_SECTORS], durable[DISK_SECTORS]; /* a byte for each sector */
+    struct {
+        uint64_t epoch, sector;
+        uint8_t bytes[8];
+    } pending[4096];
+    uint32_t count;
+    uint64_t ended, committed, mark_epoch;
+    bool direct, marked, synced;
+    uint64_t compared;
+} model;
+
+static bool sometimes(const struct blkio_op *op)
+{
+    (void)op;
+    return rand() % 3 == 0;
+}
+
+static uint64_t some_place(void)
+{
+    const uint64_t part = (uint64_t)rand() % PARTS_USED;
+
+    return (part < PARTS_USED - 8 ? part : part - (PARTS_USED - 8) + 64) * BLKLOG_PART_SECTORS +
+           (uint64_t)rand() % 32 * 4;
+}
+
+static uint64_t hash_of(uint64_t sector)
+{
+    static uint8_t data[REMUS_DISK_HASH_BYTES];
+    uint32_t i;
+
+    for (i = 0; i < BLKLOG_PART_SECTORS; i++) {
+        memset(data + i * BLKRING_SECTOR, model.now[sector + i], BLKRING_SECTOR);
+    }
+    return XXH64(data, sizeof(data), 0);
+}
+
+static void model_write(const struct remus_disk_frame *head, const uint8_t *payload)
+{
+    uint32_t i;
+
+    for (i = 0; model.direct && i < head->sectors; i++) {
+        model.now[head->sector + i] = payload[i * BLKRING_SECTOR];
+    }
+    if (!model.direct) {
+        assert_true(head->epoch > model.committed && head->sectors == 8 && model.count < 4096);
+        model.pending[model.count].epoch = head->epoch;
+        model.pending[model.count].sector = head->sector;
+        memset(model.pending[model.count++].bytes, payload[0], 8);
+    }
+}
+
+static void model_commit(uint64_t epoch)
+{
+    uint32_t i, left = 0;
+
+    for (i = 0; i < model.count; i++) {
+        if (model.pending[i].epoch <= epoch) {
+            memcpy(model.now + model.pending[i].sector, model.pending[i].bytes, 8);
+        } else {
+            model.pending[left++] = model.pending[i];
+        }
+    }
+    model.count = left;
+    model.committed = epoch;
+}
+
+static void model_flush(void)
+{
+    memcpy(model.durable, model.now, sizeof(model.durable));
+    if (model.marked && (model.direct || model.committed >= model.mark_epoch)) {
+        model.marked = false;
+        peer_says((struct remus_disk_frame){ .type = REMUS_DISK_SAFE }, NULL, 0);
+    }
+}
+
+/* What was not flushed is there, or not; what was not committed is not. */
+static void model_loses_power(void)
+{
+    uint32_t i;
+
+    for (i = 0; i < DISK_SECTORS; i++) {
+        model.now[i] = rand() % 2 ? model.now[i] : model.durable[i];
+    }
+    memcpy(model.durable, model.now, sizeof(model.durable));
+    model.count = 0;
+    model.ended = model.committed = 0;
+    model.direct = true;
+    model.marked = model.synced = false;
+    model.compared = 0;
+}
+
+static void model_takes_frames(void)
+{
+    struct remus_disk_frame head;
+    const uint8_t *payload;
+
+    while (blkchan_fill(peer) == 0) {
+        while (blkchan_next(peer, &head, &payload) == 1) {
+            uint32_t i, wanted = 0;
+
+            switch (head.type) {
+            case REMUS_DISK_OPEN:
+                peer_says((struct remus_disk_frame){ .type = REMUS_DISK_KNOWN, .sectors = knows },
+                          NULL, 0);
+                break;
+            case REMUS_DISK_WRITE:
+                model_write(&head, payload);
+                break;
+            case REMUS_DISK_EPOCH:
+                model.direct = false;
+                model.ended = head.epoch;
+                break;
+            case REMUS_DISK_HASHES:
+                model.compared += head.sectors;
+                for (i = 0; i < head.sectors / BLKLOG_PART_SECTORS; i++) {
+                    uint64_t hash;
+
+                    memcpy(&hash, payload + i * sizeof(hash), sizeof(hash));
+                    wanted |= (uint32_t)(hash_of(head.sector + i * BLKLOG_PART_SECTORS) !=
+                                         le64toh(hash)) << i;
+                }
+                peer_says((struct remus_disk_frame){
+                    .type = REMUS_DISK_WANT, .sector = head.sector, .sectors = wanted,
+                }, NULL, 0);
+                break;
+            case REMUS_DISK_SYNCED:
+                model.synced = true;
+                peer_says((struct remus_disk_frame){ .type = REMUS_DISK_SYNCED }, NULL, 0);
+                break;
+            case REMUS_DISK_MARK:
+                model.marked = true;
+                model.mark_epoch = model.ended;
+                break;
+            case REMUS_DISK_INTENT:
+                peer_says((struct remus_disk_frame){
+                    .type = REMUS_DISK_NOTED, .epoch = head.epoch,
+                }, NULL, 0);
+                break;
+            }
+        }
+    }
+}
+
+static void some_write(void)
+{
+    const uint8_t id = (uint8_t)(1 + rand() % 20);
+
+    if (status[id] != NO_ANSWER || asked == heard) {
+        status[id] = NO_ANSWER;
+        guest_writes(id, some_place(), (uint8_t)rand());
+    }
+}
+
+/* Until all that the guest has asked for is answered. */
+static void quiet(void)
+{
+    uint32_t i;
+
+    held = NULL;
+    for (i = 0; i < 200 && (i < 10 || asked != heard); i++) {
+        turns(1);
+        if (peer) {
+            model_takes_frames();
+        }
+    }
+    assert_int_equal(asked, heard);
+}
+
+static void model_is_like_the_disk(void)
+{
+    static uint8_t all[DISK_SECTORS];
+    uint32_t i;
+
+    memcpy(all, model.now, sizeof(all));
+    for (i = 0; i < model.count; i++) {
+        memcpy(all + model.pending[i].sector, model.pending[i].bytes, 8);
+    }
+    for (i = 0; i < DISK_SECTORS; i++) {
+        assert_int_equal(disk_byte(i), all[i]);
+    }
+}
+
+/* One session, until the other host loses its power. */
+static void some_session(uint64_t *disk_epoch)
+{
+    const uint32_t steps = 10 + (uint32_t)rand() % 300;
+    uint32_t i;
+
+    start(ROLE_PRIMARY);
+    give_disk();
+    tell_with(CTL_BLK_LOG, 0, NULL, 0, log_fd);
+    attach();
+    tell(CTL_GO, 1);
+    *disk_epoch = 1;
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_CREDIT, .sector = 1ull << 40 }, NULL,
+              0);
+    tell(CTL_BLK_SYNC, 0);
+    held = sometimes;
+    for (i = 0; i < steps; i++) {
+        switch (rand() % 8) {
+        case 0:
+        case 1:
+        case 2:
+            some_write();
+            break;
+        case 3:
+            if (model.synced && rand() % 4 == 0) {
+                tell(CTL_DETACH, *disk_epoch);
+                quiet();
+                tell(CTL_GO, ++*disk_epoch);
+                held = sometimes;
+            }
+            break;
+        case 4:
+            if (model.ended > model.committed) {
+                model_commit(model.committed + 1 +
+                             (uint64_t)rand() % (model.ended - model.committed));
+            }
+            break;
+        case 5:
+            model_flush();
+            break;
+        case 6:
+            blkd->now_us += 2100000;
+            turns(1);
+            model_takes_frames();
+            break;
+        }
+        turns(1);
+        model_takes_frames();
+        if (i == steps * 2 / 3) {
+            quiet();
+            if (model.synced) {
+                model_is_like_the_disk();
+            }
+            held = sometimes;
+        }
+    }
+    assert_int_equal(said[CTL_CHANNEL_LOST], 0);
+}
+
+static void whatever_happens_a_disk_that_comes_back_is_made_equal(void **state)
+{
+    uint64_t disk_epoch, compared_first = 0, compared_again = 0;
+    uint32_t seed, i, again = 0;
+
+    (void)state;
+    for (seed = 1; seed <= 250; seed++) {
+        srand(seed);
+        knows = seed % 6 != 1;
+        if (!knows) {
+            new_log();
+        }
+        model_loses_power();
+        some_session(&disk_epoch);
+        compared_first += knows ? 0 : model.compared;
+        compared_again += knows ? model.compared : 0;
+        again += knows;
+        /* Alone, for a while; its daemon dies, perhaps. */
+        shutdown(blkchan_fd(peer), SHUT_RDWR);
+        turns(2);
+        tell(CTL_BLK_LOCAL, 0);
+        for (i = 0; i < 10; i++) {
+            some_write();
+            turns(1);
+        }
+        held = NULL;
+        turns(20);
+        assert_int_equal(asked, heard);
+        tell(CTL_DETACH, 0);
+        turns(3);
+        end();
+        peer = NULL;
+    }
+    /* Much less than at first, though some of those were cut short. */
+    assert_true(compared_first / (seed - 1 - again) > 2 * compared_again / again);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -1593,6 +1878,7 @@ int main(void)
         TEST(after_a_takeover_only_what_may_differ_is_due),
         TEST(without_base_everything_is_due_after_a_takeover),
         TEST(the_coordinator_says_whether_a_disk_is_known),
+        TEST(whatever_happens_a_disk_that_comes_back_is_made_equal),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;
