@@ -1840,6 +1840,179 @@ static void whatever_happens_a_disk_that_comes_back_is_made_equal(void **state)
     assert_true(compared_first / (seed - 1 - again) > 2 * compared_again / again);
 }
 
+/* ---- By chance: the real copy, and a model of the primary's disk ---------------------------- */
+
+static struct {
+    uint8_t now[DISK_SECTORS], durable[DISK_SECTORS];
+    bool hot[2], recent[2];         /* regions */
+    struct {
+        uint64_t sector;
+        uint8_t value;
+    } unsent[64];
+    uint32_t count;
+    uint64_t intents, epoch, committed;
+} primary;
+
+static void primary_notes(uint64_t region)
+{
+    uint32_t heard_of[16] = { 0 }, i;
+
+    if (!primary.hot[region]) {
+        peer_says((struct remus_disk_frame){
+            .type = REMUS_DISK_INTENT, .epoch = ++primary.intents, .sector = region * 8192,
+            .sectors = 8192,
+        }, NULL, 0);
+        for (i = 0; i < 50 && !heard_of[REMUS_DISK_NOTED]; i++) {
+            turns(1);
+            primary_hears(heard_of);
+        }
+        assert_int_equal(heard_of[REMUS_DISK_NOTED], 1);
+    }
+    primary.hot[region] = primary.recent[region] = true;
+}
+
+static void primary_sends(void)
+{
+    uint32_t i;
+
+    for (i = 0; i < primary.count; i++) {
+        primary_writes(primary.epoch, primary.unsent[i].sector, 8, primary.unsent[i].value);
+    }
+    primary.count = 0;
+}
+
+/* What was written is sent at once, or later, or, when it dies before, never. */
+static void primary_guest_writes(void)
+{
+    const uint64_t sector = some_place();
+
+    primary_notes(sector / 8192);
+    primary_notes((sector + 7) / 8192);
+    if (primary.count == 64) {
+        primary_sends();
+    }
+    primary.unsent[primary.count].sector = sector;
+    primary.unsent[primary.count].value = (uint8_t)rand();
+    memset(primary.now + sector, primary.unsent[primary.count++].value, 8);
+    if (rand() % 2) {
+        primary_sends();
+    }
+}
+
+static void primary_flushes(void)
+{
+    uint64_t region;
+
+    memcpy(primary.durable, primary.now, sizeof(primary.durable));
+    primary_sends();
+    for (region = 0; region < 2; region++) {
+        if (primary.hot[region] && !primary.recent[region]) {
+            peer_says((struct remus_disk_frame){
+                .type = REMUS_DISK_COLD, .sector = region * 8192, .sectors = 8192,
+            }, NULL, 0);
+            primary.hot[region] = false;
+        }
+        primary.recent[region] = false;
+    }
+}
+
+static void copy_guest_writes(void)
+{
+    const uint8_t id = (uint8_t)(1 + rand() % 20);
+
+    if (status[id] != NO_ANSWER || asked == heard) {
+        status[id] = NO_ANSWER;
+        guest_writes(id, some_place(), (uint8_t)rand());
+    }
+}
+
+static void some_copy(void)
+{
+    const uint32_t steps = 10 + (uint32_t)rand() % 60;
+    uint32_t i;
+
+    memset(&primary, 0, sizeof(primary));
+    primary.epoch = 2;
+    primary.committed = 1;
+    start_copy_of_known_disks();
+    peer_says((struct remus_disk_frame){ .type = REMUS_DISK_BASE }, NULL, 0);
+    primary_ends(1);
+    commit(1);
+    for (i = 0; i < steps; i++) {
+        switch (rand() % 8) {
+        case 0:
+        case 1:
+            primary_guest_writes();
+            break;
+        case 2:
+            primary_flushes();
+            break;
+        case 3:
+            if (primary.epoch < primary.committed + 3) {
+                primary_sends();
+                primary_ends(primary.epoch++);
+            }
+            break;
+        case 4:
+            if (primary.epoch > primary.committed + 1) {
+                held = NULL;
+                turns(5);
+                commit(++primary.committed);
+            }
+            break;
+        case 5:
+            copy_guest_writes();
+            break;
+        case 6:
+            held = rand() % 2 ? sometimes : NULL;
+            break;
+        }
+        turns((uint32_t)rand() % 3);
+    }
+}
+
+static void whatever_happens_what_may_differ_after_a_takeover_is_due(void **state)
+{
+    uint32_t seed, i, spared = 0;
+
+    (void)state;
+    for (seed = 1; seed <= 150; seed++) {
+        uint8_t of[BLKLOG_RELATION_BYTES];
+
+        srand(seed);
+        assert_int_equal(ftruncate(disk_fd, 0), 0);
+        assert_int_equal(ftruncate(disk_fd, DISK_SECTORS * (off_t)BLKRING_SECTOR), 0);
+        new_guest();
+        give_number(aside(memfd_create("keep", 0)), REMUS_BLK_KEEP_FD);
+        new_log();
+        some_copy();
+        shutdown(blkchan_fd(peer), SHUT_RDWR);
+        tell(CTL_FAILOVER, 0);
+        for (i = 0; i < 10; i++) {
+            copy_guest_writes();
+            turns(1);
+        }
+        held = NULL;
+        turns(200);
+        assert_int_equal(said[CTL_BLK_SYNCED], 1);
+        assert_int_equal(asked, heard);
+        due_parts(of);
+        assert_int_equal(of[0], 7);
+        for (i = 0; i < DISK_SECTORS; i++) {
+            const uint8_t left = rand() % 2 ? primary.now[i] : primary.durable[i];
+            uint64_t sector = i / BLKLOG_PART_SECTORS * BLKLOG_PART_SECTORS;
+            const uint64_t part = sector;
+            uint32_t sectors;
+            const bool due = blklog_next(blkd->log, 0, 2048, &sector, &sectors) && sector == part;
+
+            assert_true(due || left == disk_byte(i));
+            spared += !due;
+        }
+        end();
+    }
+    assert_true(spared > 150 * DISK_SECTORS / 16);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, new_hosts, free_hosts)
 
 int main(void)
@@ -1879,6 +2052,7 @@ int main(void)
         TEST(without_base_everything_is_due_after_a_takeover),
         TEST(the_coordinator_says_whether_a_disk_is_known),
         TEST(whatever_happens_a_disk_that_comes_back_is_made_equal),
+        TEST(whatever_happens_what_may_differ_after_a_takeover_is_due),
     };
     const int nothing = open("/dev/null", O_RDWR);
     int fd;
