@@ -163,6 +163,19 @@ static void a_disk_that_somebody_wrote_to_is_not(void **state)
     assert_int_equal(check(f), -ESTALE);
 }
 
+static void who_writes_at_once_is_seen_too(void **state)
+{
+    struct fixture *f = *state;
+    unsigned int i;
+
+    for (i = 0; i < 50; i++) {
+        assert_int_equal(pwrite(f->fd, "x", 1, 4096), 1);
+        assert_int_equal(remus_diskrec_close(f->directory, f->path, f->fd, ours), 0);
+        assert_int_equal(pwrite(f->fd, "y", 1, 4096), 1);
+        assert_int_equal(check(f), -ESTALE);
+    }
+}
+
 static void another_file_in_its_place_is_not(void **state)
 {
     struct fixture *f = *state;
@@ -262,6 +275,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         TEST(a_disk_that_was_left_in_order_is_known),
         TEST(a_disk_that_somebody_wrote_to_is_not),
+        TEST(who_writes_at_once_is_seen_too),
         TEST(another_file_in_its_place_is_not),
         TEST(a_killed_session_proves_nothing_in_the_same_boot),
         TEST(after_a_loss_of_power_only_what_we_may_have_written_is_accepted),

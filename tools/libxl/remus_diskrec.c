@@ -24,6 +24,7 @@
 #define UNTIL_S      (3 * REMUS_DISKREC_RENEW_S)
 #define SECOND_NS    1000000000ll
 #define VERSION      1u
+#define TICKS_MAX    100u            /* ms, should the clock be set back */
 
 struct facts {
     bool device;
@@ -361,6 +362,16 @@ bool remus_diskrec_is_open(const char *directory, const char *path)
     return !read_record(directory, path, &r) && !r.closed && boot[0] && !strcmp(boot, r.boot);
 }
 
+/* The kernel's times are as coarse as its tick: who writes from here on is seen to have done so. */
+static void wait_a_tick(int64_t ctime_ns)
+{
+    unsigned int i;
+
+    for (i = 0; i < TICKS_MAX && clock_ns(CLOCK_REALTIME_COARSE) <= ctime_ns; i++) {
+        usleep(1000);
+    }
+}
+
 static int record(const char *directory, const char *path, int fd,
                   const uint8_t relation[BLKLOG_RELATION_BYTES], bool closed)
 {
@@ -372,6 +383,9 @@ static int record(const char *directory, const char *path, int fd,
     /* The inode is on the disk as it is seen here: what a host that loses its power finds is no
      * older. */
     rc = fsync(fd) ? -errno : read_facts(fd, &r.facts);
+    if (!rc && closed) {
+        wait_a_tick(r.facts.ctime_ns);
+    }
     r.until_ns = closed ? 0 : clock_ns(CLOCK_REALTIME) + UNTIL_S * SECOND_NS;
     return rc ? rc : write_record(directory, path, &r);
 }
