@@ -424,6 +424,8 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("-c --compress gzip a b", "lz4");
     a_line_is_refused_with("-c -s '' a b", "--data-address");
     a_line_is_refused_with("-c --data-address x:99999 a b", "x:99999");
+    a_line_is_refused_with("-c --heartbeat-address :7000 a b", "--heartbeat-address");
+    a_line_is_refused_with("-c --heartbeat-address [fe80::1 a b", "--heartbeat-address");
     a_line_is_refused_with("-c '' b", "DOMAIN is empty");
     a_line_is_refused_with("-c --release a b", "too many");
     a_line_is_refused_with("--release", "DOMAIN");
@@ -556,7 +558,7 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
                            "--sync-rate 7 --plain --compress lz4 -d -n -F --verify "
                            "--arbiter fence:x --reprotect a --keep-trying --json "
-                           "--data-address :7000 web1 beta"), 0);
+                           "--data-address :7000 --heartbeat-address 10.1.0.2 web1 beta"), 0);
     assert_false(remus_options_only_words(&o));
     first = o;
     add_word(&w, "remus");
@@ -583,6 +585,19 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_string_equal(w.argv[w.argc - 1], "icmp");
     while (w.argc)
         free(w.argv[--w.argc]);
+}
+
+static void a_second_network_has_an_address(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("-c a b"), 0);
+    assert_string_equal(o.heartbeat_address, "");
+    assert_int_equal(parse("-c --heartbeat-address [fe80::1]:7001 a b"), 0);
+    assert_string_equal(o.heartbeat_address, "fe80::1");
+    assert_int_equal(o.heartbeat_port, 7001);
+    /* It says how a host is reached: not for the next session, which is with another one. */
+    assert_int_equal(parse("-c --heartbeat-address 10.1.0.2 a b"), 0);
+    assert_false(remus_options_only_words(&o));
 }
 
 static void a_host_for_the_next_session_is_a_word(void **state)
@@ -680,6 +695,7 @@ int main(void)
         T(a_file_that_is_wrong_names_its_line),
         T(an_arbiter_is_a_name),
         T(options_go_to_the_next_session_whole),
+        T(a_second_network_has_an_address),
         T(a_host_for_the_next_session_is_a_word),
     };
 

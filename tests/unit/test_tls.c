@@ -197,8 +197,8 @@ static void *accept_thread(void *arg)
 {
     struct acceptor *a = arg;
 
-    a->rc = remus_accept_channels(a->listen_fd, a->secret, a->plain, a->wanted, a->deadline_ms, -1,
-                                  a->fds, a->error);
+    a->rc = remus_accept_channels((const int[]){a->listen_fd, -1}, a->secret, a->plain, a->wanted,
+                                  a->deadline_ms, -1, a->fds, a->error);
     return NULL;
 }
 

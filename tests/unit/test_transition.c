@@ -117,11 +117,14 @@ static void a_copy_protects_from_its_first_epoch_to_the_loss(void **state)
     assert_false(remus_core_protects(&c));
 }
 
+static enum remus_health judge_with(struct remus_health_facts facts)
+{
+    return remus_health_judge(&c, &facts, &why);
+}
+
 static enum remus_health judge(bool rules_lost, uint64_t lag_us)
 {
-    struct remus_health_facts facts = {.rules_lost = rules_lost, .lag_us = lag_us};
-
-    return remus_health_judge(&c, &facts, &why);
+    return judge_with((struct remus_health_facts){.rules_lost = rules_lost, .lag_us = lag_us});
 }
 
 static void health_has_a_reason(void **state)
@@ -138,6 +141,9 @@ static void health_has_a_reason(void **state)
     assert_int_equal(judge(false, 20 * S), REMUS_HEALTHY);
     assert_int_equal(judge(false, 20 * S + 1), REMUS_DEGRADED);
     assert_non_null(strstr(why, "older"));
+    assert_int_equal(judge_with((struct remus_health_facts){.second_path_lost = true}),
+                     REMUS_DEGRADED);
+    assert_non_null(strstr(why, "second network"));
     c.checkpoint_tries = 1;
     assert_int_equal(judge(false, S), REMUS_DEGRADED);
     assert_non_null(strstr(why, "attempt"));

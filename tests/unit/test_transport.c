@@ -74,10 +74,10 @@ static void a_secret_of_wrong_text_is_refused(void **state)
 
 struct acceptor {
     pthread_t thread;
-    int listen_fd, cancel_fd, fds[REMUS_CHANNELS], rc;
+    int listen_fds[2], cancel_fd, fds[REMUS_CHANNELS], rc;
     unsigned int wanted;
     unsigned int deadline_ms;
-    uint16_t port;
+    uint16_t port, second_port;
     uint8_t secret[REMUS_SECRET_BYTES];
     char error[REMUS_ERROR_BYTES];
 };
@@ -86,7 +86,7 @@ static void *accept_thread(void *arg)
 {
     struct acceptor *a = arg;
 
-    a->rc = remus_accept_channels(a->listen_fd, a->secret, true, a->wanted, a->deadline_ms,
+    a->rc = remus_accept_channels(a->listen_fds, a->secret, true, a->wanted, a->deadline_ms,
                                   a->cancel_fd, a->fds, a->error);
     return NULL;
 }
@@ -102,15 +102,21 @@ static void acceptor_start(struct acceptor *a, unsigned int wanted, unsigned int
     a->deadline_ms = deadline_ms;
     a->cancel_fd = cancel_fd;
     assert_int_equal(remus_secret_new(a->secret), 0);
-    assert_int_equal(remus_listen("127.0.0.1", 0, &a->listen_fd, &a->port, a->error), 0);
+    assert_int_equal(remus_listen("127.0.0.1", 0, &a->listen_fds[0], &a->port, a->error), 0);
     assert_int_not_equal(a->port, 0);
+    a->listen_fds[1] = -1;
+    if (wanted & 1u << REMUS_CHANNEL_HEARTBEAT)
+        assert_int_equal(remus_listen("127.0.0.2", 0, &a->listen_fds[1], &a->second_port,
+                                      a->error), 0);
     assert_int_equal(pthread_create(&a->thread, NULL, accept_thread, a), 0);
 }
 
 static void acceptor_join(struct acceptor *a)
 {
     pthread_join(a->thread, NULL);
-    close(a->listen_fd);
+    close(a->listen_fds[0]);
+    if (a->listen_fds[1] >= 0)
+        close(a->listen_fds[1]);
 }
 
 static int open_with(const struct acceptor *a, uint16_t channel, const uint8_t *secret)
@@ -165,6 +171,28 @@ static void both_channels_open_with_the_secret(void **state)
     close(packets);
     close(a.fds[REMUS_CHANNEL_LINK]);
     close(a.fds[REMUS_CHANNEL_PACKETS]);
+}
+
+static void a_second_address_takes_a_channel_too(void **state)
+{
+    char text[4], error[REMUS_ERROR_BYTES];
+    struct acceptor a;
+    int link, beats;
+
+    (void)state;
+    acceptor_start(&a, ONE | 1u << REMUS_CHANNEL_HEARTBEAT, 5000, -1);
+    link = open_with(&a, REMUS_CHANNEL_LINK, a.secret);
+    assert_int_equal(remus_connect_channel("127.0.0.2", a.second_port, REMUS_CHANNEL_HEARTBEAT,
+                                           a.secret, true, 2000, &beats, error), 0);
+    acceptor_join(&a);
+    assert_int_equal(a.rc, 0);
+    assert_int_equal(write(beats, "abc", 4), 4);
+    assert_int_equal(read(a.fds[REMUS_CHANNEL_HEARTBEAT], text, 4), 4);
+    assert_string_equal(text, "abc");
+    close(link);
+    close(beats);
+    close(a.fds[REMUS_CHANNEL_LINK]);
+    close(a.fds[REMUS_CHANNEL_HEARTBEAT]);
 }
 
 static void without_network_only_the_link_is_awaited(void **state)
@@ -679,6 +707,7 @@ int main(void)
         cmocka_unit_test(two_secrets_differ),
         cmocka_unit_test(a_secret_of_wrong_text_is_refused),
         cmocka_unit_test(both_channels_open_with_the_secret),
+        cmocka_unit_test(a_second_address_takes_a_channel_too),
         cmocka_unit_test(without_network_only_the_link_is_awaited),
         cmocka_unit_test(a_wrong_secret_is_turned_away_and_the_right_one_still_gets_in),
         cmocka_unit_test(guessing_ends_after_a_few_attempts),

@@ -842,7 +842,7 @@ static void send_more(struct primary *p)
     uint32_t length = 0;
     int rc;
 
-    if (!p->sending || uv_stream_get_write_queue_size((uv_stream_t *)&r->link) >= EPOCH_AHEAD)
+    if (!p->sending || remus_run_link_queued(r) >= EPOCH_AHEAD)
         return;
     buffer = malloc(sizeof(struct remus_frame) + REMUS_FRAME_MAX);
     rc = buffer ? remus_epoch_encode_next(&p->encoder, buffer, &length) : -ENOMEM;
@@ -911,16 +911,6 @@ static void fence_and_stop(struct primary *p)
     /* Before the copy hears that it may write to them. */
     if (p->run.p->shared_disks)
         remus_disks_give(&p->run, REMUS_DISKS_LEFT);
-}
-
-static void send_heartbeat(struct remus_run *r)
-{
-    struct remus_heartbeat beat = {
-        .sent_us = remus_run_now_us(), .echo_us = r->peer_sent_us, .state = r->core.state,
-        .timeout_us = remus_core_timeout_us(&r->core),
-    };
-
-    remus_run_send(r, REMUS_FRAME_HEARTBEAT, 0, &beat, sizeof(beat));
 }
 
 static void primary_action(struct remus_run *r, const struct remus_action *a)
@@ -1018,7 +1008,7 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
         remus_run_send(r, REMUS_FRAME_ERROR, 0, a->text, (uint32_t)strlen(a->text));
         break;
     case RA_SEND_HEARTBEAT:
-        send_heartbeat(r);
+        remus_run_heartbeat(r);
         break;
     case RA_ARBITRATE:
         remus_run_arbitrate(r);

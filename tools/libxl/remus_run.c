@@ -32,9 +32,6 @@
 #define PUBLISH_US      1000000u
 #define READY_MS        10000
 #define QUIT_MS         3000
-#define LINK_AHEAD      (256 << 10)
-#define LINK_EVENTS     (EPOLLIN | EPOLLRDHUP | EPOLLET)
-#define LINK_TURN_US    20000u      /* of reading, then heartbeats have their turn */
 #define CHANNEL_GRACE_US 300000u
 
 uint64_t remus_run_now_us(void)
@@ -110,6 +107,7 @@ void remus_run_status(struct remus_run *r, bool force)
     s->role = r->p->role;
     s->state = r->core.state;
     s->health = r->health.shown;
+    s->second_path = remus_run_second_path(r);
     s->lag_ms = r->lag_from_us && now > r->lag_from_us ? (now - r->lag_from_us) / 1000 : 0;
     s->epoch = r->core.epoch;
     s->epoch_age_ms = r->core.epoch_began_us && now > r->core.epoch_began_us
@@ -215,6 +213,7 @@ static void look_at_health(struct remus_run *r)
     struct remus_health_facts facts = {
         .rules_lost = r->rules_lost_epoch > r->core.acked,
         .lag_us = r->lag_from_us && now > r->lag_from_us ? now - r->lag_from_us : 0,
+        .second_path_lost = remus_run_second_path(r) > REMUS_SECOND_HEARD,
     };
     enum remus_transition what;
     const char *why;
@@ -243,22 +242,24 @@ static void look_at_change(struct remus_run *r, enum remus_state before, uint64_
 }
 
 /*
- * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH", or "STATE" for any, stops this process
- * at that point, as a host does whose power fails there (which the test then lets happen).
+ * For the failure tests: REMUS_TEST_STOP_AT="STATE EPOCH", "STATE EPOCH+" for that epoch or any
+ * after it, or "STATE" for any, stops this process at that point, as a host does whose power fails
+ * there (which the test then lets happen).
  */
 static void test_point(struct remus_run *r)
 {
-    const char *where = getenv("REMUS_TEST_STOP_AT");
-    char here[64];
+    const char *where = getenv("REMUS_TEST_STOP_AT"), *state = remus_state_name(r->core.state);
+    const size_t length = strlen(state);
+    unsigned long epoch;
+    char *end;
 
-    if (!where)
+    if (!where || strncmp(where, state, length) || (where[length] && where[length] != ' '))
         return;
-    snprintf(here, sizeof(here), "%s %lu", remus_state_name(r->core.state),
-             (unsigned long)r->core.epoch);
-    if (!strcmp(here, where) || !strcmp(remus_state_name(r->core.state), where)) {
-        unsetenv("REMUS_TEST_STOP_AT");
-        raise(SIGSTOP);
-    }
+    epoch = strtoul(where + length, &end, 10);
+    if (where[length] && r->core.epoch != epoch && (*end != '+' || r->core.epoch < epoch))
+        return;
+    unsetenv("REMUS_TEST_STOP_AT");
+    raise(SIGSTOP);
 }
 
 static void pump(struct remus_run *r)
@@ -368,7 +369,7 @@ static void on_period(uv_timer_t *timer)
     if (r->channel_lost_us && !r->channel_lost_told && !r->daemon.expected_to_end &&
         r->core.state != RP_STOP && remus_run_now_us() - r->channel_lost_us > CHANNEL_GRACE_US) {
         r->channel_lost_told = true;
-        remus_run_post(r, RE_LINK_LOST, 0, 0, "the packet channel to %s ended", r->p->peer);
+        remus_run_link_lost(r, "the packet channel to %s ended", r->p->peer);
     }
     /* Disks that are not replicated end protection in order; the link tells of a lost peer. */
     if (r->disks_lost_us && !r->finished && !r->channel_lost_told &&
@@ -378,6 +379,7 @@ static void on_period(uv_timer_t *timer)
     }
     if (r->finished)
         return;
+    remus_run_link_look(r);
     ask_daemon(r, &r->daemon);
     ask_daemon(r, remus_disks_daemon(r));
     if (r->ops->periodic)
@@ -385,245 +387,6 @@ static void on_period(uv_timer_t *timer)
     look_at_health(r);
     publish(r);
     remus_run_status(r, false);
-}
-
-/* ---- Link ---- */
-
-struct write_request {
-    uv_write_t request;
-    uint8_t *buffer;
-};
-
-static void on_written(uv_write_t *request, int status)
-{
-    struct write_request *w = (struct write_request *)request;
-    struct remus_run *r = request->data;
-
-    free(w->buffer);
-    free(w);
-    if (status < 0) {
-        if (!r->link_closing)
-            remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s broke: %s", r->p->peer,
-                           uv_strerror(status));
-        return;
-    }
-    if (!remus_run_link_full(r) && r->ops->drained)
-        r->ops->drained(r);
-}
-
-void remus_run_send_raw(struct remus_run *r, uint8_t *buffer, uint32_t length)
-{
-    struct write_request *w = NULL;
-    uv_buf_t buf = uv_buf_init((char *)buffer, length);
-    int rc = UV_EPIPE;
-
-    if (r->link_open && !r->link_closing) {
-        w = malloc(sizeof(*w));
-        rc = UV_ENOMEM;
-        if (w) {
-            w->buffer = buffer;
-            w->request.data = r;
-            rc = uv_write(&w->request, (uv_stream_t *)&r->link, &buf, 1, on_written);
-        }
-    }
-    if (rc) {
-        free(w);
-        free(buffer);
-        if (r->link_open && !r->link_closing)
-            remus_run_post(r, RE_LINK_LOST, 0, 0, "cannot send to %s: %s", r->p->peer,
-                           uv_strerror(rc));
-        return;
-    }
-    r->link_written += length;
-}
-
-void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const void *payload,
-                    uint32_t length)
-{
-    struct remus_frame header;
-    uint8_t *buffer = malloc(sizeof(header) + length);
-
-    if (!buffer) {
-        remus_run_post(r, RE_LINK_LOST, 0, 0, "no memory for a frame of %u bytes", length);
-        return;
-    }
-    remus_frame_header(&header, type, epoch, payload, length);
-    memcpy(buffer, &header, sizeof(header));
-    if (length)
-        memcpy(buffer + sizeof(header), payload, length);
-    remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + length);
-}
-
-void remus_run_send_packed(struct remus_run *r, struct remus_packer *packer, uint32_t type,
-                           uint64_t epoch, const void *payload, uint32_t length)
-{
-    struct remus_frame header;
-    uint8_t *buffer = packer ? malloc(sizeof(header) + length) : NULL;
-    uint32_t packed = buffer ? remus_pack(packer, payload, length, buffer + sizeof(header)) : 0;
-
-    if (!packed) {
-        free(buffer);
-        remus_run_send(r, type, epoch, payload, length);
-        return;
-    }
-    remus_frame_header(&header, type | REMUS_FRAME_LZ4, epoch, buffer + sizeof(header), packed);
-    memcpy(buffer, &header, sizeof(header));
-    remus_run_send_raw(r, buffer, (uint32_t)sizeof(header) + packed);
-}
-
-bool remus_run_link_full(const struct remus_run *r)
-{
-    return r->link_open && uv_stream_get_write_queue_size((const uv_stream_t *)&r->link) >
-           RUN_WRITE_QUEUE_MAX;
-}
-
-static void handle_frame(struct remus_run *r, const struct remus_frame *f, const uint8_t *payload)
-{
-    switch (f->type) {
-    case REMUS_FRAME_HEARTBEAT: {
-        struct remus_heartbeat beat;
-
-        if (f->length != sizeof(beat)) {
-            remus_run_post(r, RE_PEER_BAD, 0, 0, "a heartbeat of %u bytes", f->length);
-            return;
-        }
-        memcpy(&beat, payload, sizeof(beat));
-        r->peer_sent_us = beat.sent_us;
-        remus_run_post(r, RE_FRAME_ANY, beat.timeout_us, beat.echo_us, NULL);
-        return;
-    }
-    case REMUS_FRAME_ERROR:
-        remus_run_post(r, RE_PEER_ERROR, 0, 0, "%s says: %.*s", r->p->peer,
-                       (int)(f->length < 150 ? f->length : 150), (const char *)payload);
-        return;
-    default:
-        r->ops->frame(r, f, payload);
-    }
-}
-
-/* The link may have been closed by what was read. */
-static void stop_reading(struct remus_run *r)
-{
-    if (r->link_poll_open)
-        uv_poll_stop(&r->link_poll);
-}
-
-/* Whether there may be more to read, and it is wanted. */
-static bool read_link(struct remus_run *r, int fd)
-{
-    struct remus_frame frame;
-    const uint8_t *payload;
-    uint8_t *where;
-    size_t room;
-    ssize_t n;
-    int rc;
-
-    remus_decoder_room(r->decoder, &where, &room);
-    do
-        n = read(fd, where, room);
-    while (n < 0 && errno == EINTR);
-    if (n < 0 && errno == EAGAIN)
-        return false;
-    if (n <= 0) {
-        stop_reading(r);
-        remus_run_post(r, RE_LINK_LOST, 0, 0, "the link to %s ended: %s", r->p->peer,
-                       n ? strerror(errno) : "closed by the other side");
-        return false;
-    }
-    remus_decoder_filled(r->decoder, (size_t)n);
-    remus_run_post(r, RE_FRAME_ANY, 0, 0, NULL);
-    for (;;) {
-        rc = remus_decoder_next(r->decoder, &frame, &payload);
-        if (rc <= 0 || r->finished)
-            break;
-        handle_frame(r, &frame, payload);
-    }
-    if (rc < 0) {
-        stop_reading(r);
-        remus_run_post(r, RE_PEER_BAD, 0, 0, "%s", remus_decoder_error(r->decoder));
-        return false;
-    }
-    return (size_t)n == room && !r->finished && r->link_poll_open &&
-           uv_is_active((uv_handle_t *)&r->link_poll);
-}
-
-/* Of what has come we are told once: what is left of it has to be asked for again. */
-static int ask_again(struct remus_run *r, int fd)
-{
-    struct epoll_event event = {.events = LINK_EVENTS};
-
-    return epoll_ctl(r->link_epoll, EPOLL_CTL_MOD, fd, &event) < 0 ? -errno : 0;
-}
-
-static void on_link(uv_poll_t *poll_handle, int status, int events)
-{
-    struct remus_run *r = poll_handle->data;
-    uint64_t began = remus_run_now_us();
-    struct epoll_event event;
-    int fd;
-
-    (void)status;
-    (void)events;
-    if (r->finished || uv_fileno((uv_handle_t *)&r->link, &fd))
-        return;
-    (void)epoll_wait(r->link_epoll, &event, 1, 0);
-    while (read_link(r, fd))
-        if (remus_run_now_us() - began > LINK_TURN_US) {
-            (void)ask_again(r, fd);
-            return;
-        }
-}
-
-void remus_run_link_pause(struct remus_run *r, bool pause)
-{
-    int fd;
-
-    if (!r->link_open || r->link_closing || uv_fileno((uv_handle_t *)&r->link, &fd))
-        return;
-    if (pause) {
-        uv_poll_stop(&r->link_poll);
-    } else {
-        uv_poll_start(&r->link_poll, UV_READABLE, on_link);
-        (void)ask_again(r, fd);
-    }
-}
-
-/*
- * The kernel of Debian 12 tells poll() and libuv of half a TLS record again and again, while there
- * is nothing to be read.  An edge-triggered set is told of whole ones; libuv watches that set.
- */
-static int watch_link(struct remus_run *r)
-{
-    struct epoll_event event = {.events = LINK_EVENTS};
-    int rc;
-
-    r->link_epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (r->link_epoll < 0 ||
-        epoll_ctl(r->link_epoll, EPOLL_CTL_ADD, r->p->link_fd, &event) < 0)
-        return -errno;
-    rc = uv_poll_init(&r->loop, &r->link_poll, r->link_epoll);
-    r->link_poll.data = r;
-    r->link_poll_open = !rc;
-    return rc;
-}
-
-static void unwatch_link(struct remus_run *r)
-{
-    if (r->link_poll_open)
-        uv_close((uv_handle_t *)&r->link_poll, NULL);
-    r->link_poll_open = false;
-    if (r->link_epoll >= 0)
-        close(r->link_epoll);
-    r->link_epoll = -1;
-}
-
-void remus_run_link_close(struct remus_run *r)
-{
-    if (r->link_open && !r->link_closing) {
-        r->link_closing = true;
-        unwatch_link(r);
-        uv_close((uv_handle_t *)&r->link, NULL);
-    }
 }
 
 /* ---- Daemon ---- */
@@ -1243,7 +1006,6 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
                    const struct remus_run_ops *ops, struct remus_session_result *result,
                    void *side)
 {
-    const int ahead = LINK_AHEAD;
     int rc;
 
     memset(r, 0, sizeof(*r));
@@ -1251,7 +1013,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     r->ops = ops;
     r->result = result;
     r->side = side;
-    r->daemon.fd = r->link_epoll = -1;
+    r->daemon.fd = r->link.epoll = r->second.epoll = -1;
     remus_disks_init(&r->disks);
     memset(result, 0, sizeof(*result));
     rc = uv_loop_init(&r->loop);
@@ -1269,19 +1031,7 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     if (rc)
         return rc;
     r->work.async.data = r;
-    rc = remus_decoder_new(&r->decoder);
-    if (rc)
-        return rc;
-    rc = uv_tcp_init(&r->loop, &r->link);
-    if (rc)
-        return rc;
-    r->link.data = r;
-    r->link_open = true;
-    /* What the kernel has not sent yet, a heartbeat waits behind. */
-    (void)setsockopt(p->link_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &ahead, sizeof(ahead));
-    rc = uv_tcp_open(&r->link, p->link_fd);
-    if (!rc)
-        rc = watch_link(r);
+    rc = remus_run_link_open(r);
     if (rc)
         return rc;
     uv_timer_init(&r->loop, &r->timer);
@@ -1298,21 +1048,9 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     return 0;
 }
 
-/* Last frames (STOP, STOPPED) may still be in the queue: gives them a moment to leave. */
-static void link_drain(struct remus_run *r)
-{
-    int fd;
-
-    if (!r->link_open || r->link_closing)
-        return;
-    uv_stream_set_blocking((uv_stream_t *)&r->link, 1);
-    if (!uv_fileno((uv_handle_t *)&r->link, &fd))
-        shutdown(fd, SHUT_WR);
-}
-
 void remus_run_mind(struct remus_run *r, const struct remus_run_ops *ops)
 {
-    link_drain(r);
+    remus_run_link_drain(r);
     remus_run_link_close(r);
     r->ops = ops;
     r->minding = true;
@@ -1336,7 +1074,7 @@ int remus_run_loop(struct remus_run *r)
     signal(SIGPIPE, SIG_IGN);
     uv_poll_start(&r->xs_poll, UV_READABLE, on_xenstore);
     uv_timer_start(&r->period, on_period, PERIOD_MS, PERIOD_MS);
-    uv_poll_start(&r->link_poll, UV_READABLE, on_link);
+    remus_run_link_start(r);
     rc = remus_core_init(&r->core, &r->p->core, remus_run_now_us(), &actions);
     if (rc)
         return rc;
@@ -1372,17 +1110,17 @@ static void close_all(uv_handle_t *handle, void *arg)
 void remus_run_dispose(struct remus_run *r)
 {
     r->finished = true;
-    link_drain(r);
+    remus_run_link_drain(r);
     atomic_store(&r->arbitration.given_up, true);
     atomic_store(&r->gating.given_up, true);
     remus_run_work_wait(r);
     remus_run_daemon_stop(&r->daemon);
     remus_disks_dispose(r);
-    unwatch_link(r);
+    remus_run_link_close(r);
     uv_walk(&r->loop, close_all, NULL);
     uv_run(&r->loop, UV_RUN_DEFAULT);
     uv_loop_close(&r->loop);
-    remus_decoder_free(r->decoder);
+    remus_run_link_dispose(r);
     if (r->xs)
         xs_close(r->xs);
     if (r->h.fmem)

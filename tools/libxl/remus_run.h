@@ -59,6 +59,17 @@ struct remus_daemon {
 
 #define RUN_DISK_DAEMONS 16u        /* one that dies is replaced */
 
+/* A connection to the other coordinator; see remus_link.c. */
+struct remus_path {
+    struct remus_run *run;
+    uv_tcp_t tcp;
+    uv_poll_t poll;                 /* of .epoll: what is read: see path_open */
+    int epoll;
+    bool open, poll_open;
+    uint64_t heard_us;
+    struct remus_decoder *decoder;
+};
+
 /* The guest's disks and their colo-blkd; see remus_disks.c. */
 struct remus_disks {
     unsigned int count;
@@ -147,13 +158,11 @@ struct remus_run {
     void *side;                     /* struct primary or struct secondary */
 
     uv_loop_t loop;
-    uv_tcp_t link;
-    bool link_open, link_closing;
-    int link_epoll;                 /* what is read on the link: see watch_link */
-    uv_poll_t link_poll;
-    bool link_poll_open;
-    uint64_t link_written;
-    struct remus_decoder *decoder;
+    struct remus_path link, second;
+    bool link_gone;                 /* and the peer is heard on .second */
+    unsigned int second_beats;      /* heartbeats there since something came on the link */
+    uint8_t *last_word;             /* STOP, as it was sent on the link */
+    uint32_t last_word_bytes;
     uv_timer_t timer, period;
     uv_poll_t xs_poll;
     bool timers_open, xs_poll_open;
@@ -212,6 +221,19 @@ void remus_run_post(struct remus_run *r, enum remus_event_type type, uint64_t ep
 /* The loop ends once all is closed. */
 void remus_run_finish(struct remus_run *r, const struct remus_action *a);
 
+/* Opens the link and the second path; the descriptors are the loop's from here on. */
+int remus_run_link_open(struct remus_run *r);
+void remus_run_link_start(struct remus_run *r);  /* reading */
+void remus_run_link_look(struct remus_run *r);   /* now and then: is it silent? */
+void remus_run_link_drain(struct remus_run *r);
+void remus_run_link_dispose(struct remus_run *r);
+/* Something shows that it is gone: RE_LINK_LOST, unless the peer is heard on the second path. */
+__attribute__((format(printf, 2, 3)))
+void remus_run_link_lost(struct remus_run *r, const char *format, ...);
+enum remus_second_path remus_run_second_path(const struct remus_run *r);
+
+/* RA_SEND_HEARTBEAT. */
+void remus_run_heartbeat(struct remus_run *r);
 /* Sends one frame; the payload is copied.  Errors arrive as RE_LINK_LOST. */
 void remus_run_send(struct remus_run *r, uint32_t type, uint64_t epoch, const void *payload,
                     uint32_t length);
@@ -220,9 +242,10 @@ void remus_run_send_packed(struct remus_run *r, struct remus_packer *packer, uin
                            uint64_t epoch, const void *payload, uint32_t length);
 /* Sends bytes that are frames already; owns the buffer (malloc). */
 void remus_run_send_raw(struct remus_run *r, uint8_t *buffer, uint32_t length);
+size_t remus_run_link_queued(const struct remus_run *r);  /* bytes */
 bool remus_run_link_full(const struct remus_run *r);
 void remus_run_link_pause(struct remus_run *r, bool pause);  /* stop or go on reading */
-void remus_run_link_close(struct remus_run *r);
+void remus_run_link_close(struct remus_run *r);   /* both paths, without a word */
 
 /* Starts LIBEXEC/args[0] with the control socket, its channel and (-1: none) keep_fd; waits for
  * READY.  d is zero, and stays where it is until the loop has ended: it is not used twice. */

@@ -879,16 +879,6 @@ static void destroy(struct secondary *s)
     remus_run_post(r, RE_DESTROYED, 0, 0, NULL);
 }
 
-static void send_heartbeat(struct remus_run *r)
-{
-    struct remus_heartbeat beat = {
-        .sent_us = remus_run_now_us(), .echo_us = r->peer_sent_us, .state = r->core.state,
-        .timeout_us = remus_core_timeout_us(&r->core),
-    };
-
-    remus_run_send(r, REMUS_FRAME_HEARTBEAT, 0, &beat, sizeof(beat));
-}
-
 static void secondary_action(struct remus_run *r, const struct remus_action *a)
 {
     struct secondary *s = self(r);
@@ -928,7 +918,7 @@ static void secondary_action(struct remus_run *r, const struct remus_action *a)
         remus_run_send(r, REMUS_FRAME_ERROR, 0, a->text, (uint32_t)strlen(a->text));
         break;
     case RA_SEND_HEARTBEAT:
-        send_heartbeat(r);
+        remus_run_heartbeat(r);
         break;
     case RA_ARBITRATE:
         remus_run_arbitrate(r);
@@ -1046,7 +1036,7 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
         else if (hello.flags & ~REMUS_HELLO_FLAGS)
             remus_run_post(r, RE_PEER_BAD, 0, 0, "%s wants something unknown (flags %#x)",
                            r->p->peer, hello.flags);
-        else if (hello.flags & REMUS_HELLO_LZ4 && remus_decoder_unpack(r->decoder))
+        else if (hello.flags & REMUS_HELLO_LZ4 && remus_decoder_unpack(r->link.decoder))
             remus_run_post(r, RE_FAILED, 0, (uint64_t)-ENOMEM, "no memory to uncompress with");
         else
             open_disks(s);

@@ -18,6 +18,14 @@
 #include "tools/remus/bypass.h"
 #include "tools/remus/ctl.h"
 
+/* Whether the other host is heard over the second network. */
+enum remus_second_path {
+    REMUS_SECOND_NONE,              /* there is none */
+    REMUS_SECOND_HEARD,
+    REMUS_SECOND_SILENT,            /* for as long as makes a link count as lost */
+    REMUS_SECOND_LOST,
+};
+
 /* What an operator sees: filled at every change and at least once a second. */
 struct remus_status {
     enum remus_role role;
@@ -28,6 +36,7 @@ struct remus_status {
     bool protected_now;             /* a copy could take over: an acknowledged epoch exists, and the
                                        peer does not count as lost */
     enum remus_health health;
+    enum remus_second_path second_path;
     uint64_t lag_ms;                /* age of the newest acknowledged epoch's state; 0: none yet */
     uint64_t epoch, epoch_age_ms;
     uint64_t checkpoints, requested[CTL_WHY_COUNT]; /* those that comparison asked for, by reason */
@@ -71,6 +80,7 @@ struct remus_session_params {
     int link_fd;                    /* connected, secret already proven; owned by the session */
     int packet_fd;                  /* -1 without net; owned by the session */
     int disk_fd;                    /* -1 without disks; owned by the session */
+    int heartbeat_fd;               /* -1 without a second path; owned by the session */
     int guard_fd;                   /* primary: nftguard.h; the supervisor has it open, too */
     const struct remus_disk_place *disks; /* secondary: in the order of the guest's numbers */
     unsigned int disk_count;

@@ -134,6 +134,8 @@ enum remus_health remus_health_judge(const struct remus_core *c,
         *why = "somebody removed the rules of protection from the packet filter";
     else if (c->now_us > c->heard_us && c->now_us - c->heard_us > half_us)
         *why = "the other host has been silent for half of what makes it count as lost";
+    else if (facts->second_path_lost)
+        *why = "nothing is heard from the other host on the second network";
     else if (c->params.role == REMUS_PRIMARY && c->checkpoint_tries)
         *why = "the last attempt at a checkpoint failed";
     else if (facts->lag_us > due_us + OVERDUE_US)

@@ -37,6 +37,7 @@ const char *remus_health_name(enum remus_health h); /* "unprotected", "degraded"
 
 struct remus_health_facts {
     bool rules_lost;        /* the packet filter was changed since the last checkpoint */
+    bool second_path_lost;  /* or silent: there was one */
     uint64_t lag_us;        /* age of the newest checkpoint that is whole on the other host */
 };
 

@@ -385,8 +385,8 @@ static unsigned int open_channel(const struct remus_open *o,
     return channel;
 }
 
-int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
-                          unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
+int remus_accept_channels(const int listen_fds[2], const uint8_t secret[REMUS_SECRET_BYTES],
+                          bool plain, unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
                           int fds[REMUS_CHANNELS], char *error)
 {
     /* Where TLS has proven the peer, the secret is not shown. */
@@ -402,7 +402,7 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
         pending[i] = (struct pending){.fd = -1};
 
     while (wanted) {
-        struct pollfd p[REMUS_OPEN_PENDING_MAX + 2];
+        struct pollfd p[REMUS_OPEN_PENDING_MAX + 3], *const listening = p + REMUS_OPEN_PENDING_MAX;
         uint64_t now = remus_now_ms(), next = deadline;
         unsigned int slot = REMUS_OPEN_PENDING_MAX;
         int fd;
@@ -431,17 +431,19 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
                 next = pending[i].deadline_ms;
         }
         /* While all places are taken new connections wait in the kernel's queue. */
-        p[i] = (struct pollfd){.fd = slot < REMUS_OPEN_PENDING_MAX ? listen_fd : -1,
-                               .events = POLLIN};
-        p[i + 1] = (struct pollfd){.fd = cancel_fd, .events = POLLIN};
-        if (poll(p, REMUS_OPEN_PENDING_MAX + 2, next > now ? (int)(next - now) : 0) < 0) {
+        for (i = 0; i < 2; i++)
+            listening[i] = (struct pollfd){
+                .fd = slot < REMUS_OPEN_PENDING_MAX ? listen_fds[i] : -1, .events = POLLIN,
+            };
+        listening[2] = (struct pollfd){.fd = cancel_fd, .events = POLLIN};
+        if (poll(p, REMUS_OPEN_PENDING_MAX + 3, next > now ? (int)(next - now) : 0) < 0) {
             if (errno == EINTR)
                 continue;
             rc = -errno;
             snprintf(error, REMUS_ERROR_BYTES, "waiting for the primary: %s", strerror(-rc));
             goto out;
         }
-        if (p[REMUS_OPEN_PENDING_MAX + 1].revents) {
+        if (listening[2].revents) {
             snprintf(error, REMUS_ERROR_BYTES, "the primary gave up before it connected");
             rc = -ECANCELED;
             goto out;
@@ -472,9 +474,11 @@ int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES
                 pending_end(q, false);
             }
         }
-        if (!p[REMUS_OPEN_PENDING_MAX].revents)
+        if (!listening[0].revents && !listening[1].revents)
             continue;
-        fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        /* The other one, if both have somebody, comes next. */
+        fd = accept4(listening[!listening[0].revents].fd, NULL, NULL,
+                     SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0)
             pending_begin(&pending[slot], fd, secret, plain, now + REMUS_OPEN_DEADLINE_MS);
     }

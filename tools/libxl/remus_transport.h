@@ -67,17 +67,16 @@ int remus_address_parse(const char *text, char *addr, size_t room, uint16_t *por
 /* Listens on addr (NULL or "": all addresses) and port (0: any); *bound is the port. */
 int remus_listen(const char *addr, uint16_t port, int *fd, uint16_t *bound, char *error);
 
-#define REMUS_CHANNELS 4u  /* REMUS_CHANNEL_* are below this */
+#define REMUS_CHANNELS 5u  /* REMUS_CHANNEL_* are below this */
 /*
- * Receiver: accepts connections until each wanted channel has been opened once by someone who
- * knows the secret.  wanted: bit REMUS_CHANNEL_* for each; fds: by channel, -1: not wanted, or it
- * failed.  Ends early with -ECANCELED when
- * cancel_fd (-1: none) has something to read or was hung up, -ETIMEDOUT at the deadline, -EACCES
- * after REMUS_OPEN_BAD_MAX connections that could not prove themselves, -ENOTSUP when this host's
- * kernel cannot encrypt.
+ * Receiver: accepts connections, on either of two sockets (-1: none), until each wanted channel has
+ * been opened once by someone who knows the secret.  wanted: bit REMUS_CHANNEL_* for each; fds: by
+ * channel, -1: not wanted, or it failed.  Ends early with -ECANCELED when cancel_fd (-1: none) has
+ * something to read or was hung up, -ETIMEDOUT at the deadline, -EACCES after REMUS_OPEN_BAD_MAX
+ * connections that could not prove themselves, -ENOTSUP when this host's kernel cannot encrypt.
  */
-int remus_accept_channels(int listen_fd, const uint8_t secret[REMUS_SECRET_BYTES], bool plain,
-                          unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
+int remus_accept_channels(const int listen_fds[2], const uint8_t secret[REMUS_SECRET_BYTES],
+                          bool plain, unsigned int wanted, unsigned int deadline_ms, int cancel_fd,
                           int fds[REMUS_CHANNELS], char *error);
 
 /* Primary: connects, proves itself (and without plain has the receiver do so), says the channel. */

@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <netdb.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -27,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -53,7 +55,7 @@
 #define FAREWELL_MS  2000u      /* for the last line to leave before ssh is left */
 #define RECORD_MS    1000u
 #define MS_MAX       3600000u
-#define AGAIN_WORDS  (2 * REMUS_BYPASS_MAX + 40)
+#define AGAIN_WORDS  (2 * REMUS_BYPASS_MAX + 42)
 
 struct receiver {
     struct remus_talk *talk;        /* NULL: ssh is gone, or was left */
@@ -66,7 +68,8 @@ struct receiver {
     int log_fd;
 
     char peer[64], mode[16], listen[256];
-    uint16_t port;
+    char heartbeat_listen[256];     /* on a second network; "": there is none */
+    uint16_t port, heartbeat_port;
     uint64_t period_ms, heartbeat_ms, timeout_ms, deadline_ms;
     bool verify, net;
     char *again_host;
@@ -248,7 +251,7 @@ static bool take_again(struct receiver *r, const struct remus_message *m)
         return true;
     r->again[n++] = strdup("xl");
     r->again[n++] = strdup("remus");
-    for (i = 0; i < remus_message_count(m, "options") && n + lasts + 1 < AGAIN_WORDS; i++) {
+    for (i = 0; i < remus_message_count(m, "options") && n + lasts + 3 < AGAIN_WORDS; i++) {
         const char *word = remus_message_item(m, "options", i, NULL);
 
         r->again[n++] = strdup(word ? word : "");
@@ -312,6 +315,13 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
              remus_message_number(m, "port", 65535, &port),
          "the address to listen on is missing");
     r->port = (uint16_t)port;
+    port = 0;
+    if (copy_text(m, "heartbeat_listen", r->heartbeat_listen, sizeof(r->heartbeat_listen)))
+        WANT(r->heartbeat_listen[0] && remus_message_number(m, "heartbeat_port", 65535, &port),
+             "the address to listen on for heartbeats is malformed");
+    else
+        r->heartbeat_listen[0] = '\0';
+    r->heartbeat_port = (uint16_t)port;
     r->verify = remus_message_flag(m, "verify", false);
     r->was_lost = remus_message_flag(m, "was_lost", false);
     /* Only its takeover is remembered by it. */
@@ -437,39 +447,78 @@ static int examine(struct receiver *r)
     return code;
 }
 
+/* Where the primary is found on the second network: what protects the guest after a takeover is
+ * to reach it there. */
+static void name_second_network(struct receiver *r)
+{
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof(peer);
+    char host[NI_MAXHOST], text[NI_MAXHOST + 16];
+    char *option;
+    size_t n = 0;
+
+    if (getpeername(r->fds[REMUS_CHANNEL_HEARTBEAT], (struct sockaddr *)&peer, &length) ||
+        getnameinfo((struct sockaddr *)&peer, length, host, sizeof(host), NULL, 0, NI_NUMERICHOST))
+        return;
+    if (r->heartbeat_port)
+        snprintf(text, sizeof(text), strchr(host, ':') ? "[%s]:%u" : "%s:%u", host,
+                 r->heartbeat_port);
+    else
+        snprintf(text, sizeof(text), "%s", host);
+    option = strdup("--heartbeat-address");
+    while (r->again[n])
+        n++;
+    if (!option || n + 2 >= AGAIN_WORDS)
+        return;
+    memmove(r->again + 4, r->again + 2, (n - 2) * sizeof(r->again[0]));
+    r->again[2] = option;
+    r->again[3] = strdup(text);
+    if (!r->again[3])
+        r->again[0] = NULL;     /* no memory for five words: there will be none for a session */
+}
+
 static int open_channels(struct receiver *r)
 {
     uint8_t secret[REMUS_SECRET_BYTES];
     char text[REMUS_SECRET_TEXT_BYTES];
     struct remus_object *o;
     unsigned int wanted = 1u << REMUS_CHANNEL_LINK | (unsigned int)r->net << REMUS_CHANNEL_PACKETS |
-                          (unsigned int)(r->guest.disk_count > 0) << REMUS_CHANNEL_DISKS;
-    uint16_t bound = 0;
-    int listen_fd = -1, rc;
+                          (unsigned int)(r->guest.disk_count > 0) << REMUS_CHANNEL_DISKS |
+                          (unsigned int)(r->heartbeat_listen[0] != 0) << REMUS_CHANNEL_HEARTBEAT;
+    uint16_t bound = 0, second_bound = 0;
+    int listen_fds[2] = {-1, -1}, rc, i;
 
     rc = remus_secret_new(secret);
     if (rc)
         snprintf(r->error, sizeof(r->error), "the kernel gives no random bytes: %s",
                  strerror(-rc));
     else
-        rc = remus_listen(r->listen, r->port, &listen_fd, &bound, r->error);
+        rc = remus_listen(r->listen, r->port, &listen_fds[0], &bound, r->error);
+    if (!rc && r->heartbeat_listen[0])
+        rc = remus_listen(r->heartbeat_listen, r->heartbeat_port, &listen_fds[1], &second_bound,
+                          r->error);
     if (rc)
         goto out;
     remus_secret_format(text, secret);
     o = remus_object_new("ready");
     remus_object_number(o, "port", bound);
+    if (second_bound)
+        remus_object_number(o, "heartbeat_port", second_bound);
     remus_object_string(o, "secret", text);
     remus_object_flag(o, "plain", r->wishes.plain);
     send_object(r, o, false);
-    rc = remus_accept_channels(listen_fd, secret, r->wishes.plain, wanted, ACCEPT_MS,
+    rc = remus_accept_channels(listen_fds, secret, r->wishes.plain, wanted, ACCEPT_MS,
                                remus_talk_in(r->talk), r->fds, r->error);
 out:
-    if (listen_fd >= 0)
-        close(listen_fd);
+    for (i = 0; i < 2; i++)
+        if (listen_fds[i] >= 0)
+            close(listen_fds[i]);
     explicit_bzero(secret, sizeof(secret));
     explicit_bzero(text, sizeof(text));
     if (rc)
         return refuse_one(r, XL_NO_PEER, "%s", r->error);
+    if (r->again[0] && r->fds[REMUS_CHANNEL_HEARTBEAT] >= 0)
+        name_second_network(r);
     send_object(r, remus_object_new("connected"), false);
     return 0;
 }
@@ -504,6 +553,7 @@ static int start(struct receiver *r)
         .link_fd = r->fds[REMUS_CHANNEL_LINK],
         .packet_fd = r->fds[REMUS_CHANNEL_PACKETS],
         .disk_fd = r->fds[REMUS_CHANNEL_DISKS],
+        .heartbeat_fd = r->fds[REMUS_CHANNEL_HEARTBEAT],
         .guard_fd = -1,
         .disk = r->guest.disk_count > 0,
         .disks = r->guest.disk,

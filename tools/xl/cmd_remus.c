@@ -68,7 +68,7 @@ struct supervisor {
     enum fate fate;
 
     uint8_t secret[REMUS_SECRET_BYTES];
-    uint16_t port;
+    uint16_t port, heartbeat_port;
     uuid_t session;
     char session_text[37];
     int fds[REMUS_CHANNELS];        /* by channel */
@@ -395,6 +395,10 @@ static struct remus_object *hello(struct supervisor *s)
     remus_object_flag(o, "plain", s->o.plain);
     remus_object_string(o, "listen", s->o.data_address);
     remus_object_number(o, "port", s->o.data_port);
+    if (s->o.heartbeat_address[0]) {
+        remus_object_string(o, "heartbeat_listen", s->o.heartbeat_address);
+        remus_object_number(o, "heartbeat_port", s->o.heartbeat_port);
+    }
     if (s->o.reprotect) {
         remus_object_string(o, "reprotect", s->o.reprotect);
         remus_object_string(o, "known_as", s->o.host);
@@ -464,6 +468,14 @@ static int negotiate(struct supervisor *s)
         goto out;
     }
     s->port = (uint16_t)port;
+    port = 0;
+    if (s->o.heartbeat_address[0] &&
+        (!remus_message_number(m, "heartbeat_port", 65535, &port) || !port)) {
+        code = give_up(s, XL_NO_PEER, "%s knows no second network: is its version another one?",
+                       s->o.host);
+        goto out;
+    }
+    s->heartbeat_port = (uint16_t)port;
 out:
     remus_message_free(m);
     return code;
@@ -471,7 +483,9 @@ out:
 
 static int connect_channel(struct supervisor *s, const char *address, uint16_t channel)
 {
-    return remus_connect_channel(address, s->port, channel, s->secret, s->o.plain, CONNECT_MS,
+    const uint16_t port = channel == REMUS_CHANNEL_HEARTBEAT ? s->heartbeat_port : s->port;
+
+    return remus_connect_channel(address, port, channel, s->secret, s->o.plain, CONNECT_MS,
                                  &s->fds[channel], s->error);
 }
 
@@ -497,6 +511,8 @@ static int connect_data(struct supervisor *s)
         rc = connect_channel(s, address, REMUS_CHANNEL_PACKETS);
     if (!rc && s->guest.disk_count)
         rc = connect_channel(s, address, REMUS_CHANNEL_DISKS);
+    if (!rc && s->o.heartbeat_address[0])
+        rc = connect_channel(s, s->o.heartbeat_address, REMUS_CHANNEL_HEARTBEAT);
     explicit_bzero(s->secret, sizeof(s->secret));
     if (rc)
         return give_up(s, XL_NO_PEER, "%s", s->error);
@@ -547,6 +563,7 @@ static int start(struct supervisor *s)
         .disk = s->guest.disk_count > 0,
         .shared_disks = s->o.no_disk,
         .disk_fd = s->fds[REMUS_CHANNEL_DISKS],
+        .heartbeat_fd = s->fds[REMUS_CHANNEL_HEARTBEAT],
         .guard_fd = s->guard_fd,
         .sync_kib = s->o.sync_kib,
         .keep_disks = s->o.catch_up ? REMUS_KEEP_ALWAYS

@@ -322,6 +322,10 @@ static void traffic_fields(struct remus_object *o, const struct remus_status *s)
 
 void display_status_fields(struct remus_object *o, const struct remus_status *s)
 {
+    static const char *const second_network[] = {
+        [REMUS_SECOND_NONE] = "none", [REMUS_SECOND_HEARD] = "ok",
+        [REMUS_SECOND_SILENT] = "silent", [REMUS_SECOND_LOST] = "lost",
+    };
     unsigned int i;
 
     remus_object_string(o, "domain", s->domain);
@@ -334,6 +338,7 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_number(o, "state_number", (uint64_t)s->state);
     remus_object_flag(o, "protected", s->protected_now);
     remus_object_string(o, "health", remus_health_name(s->health));
+    remus_object_string(o, "second_network", second_network[s->second_path]);
     remus_object_number(o, "epoch", s->epoch);
     remus_object_number(o, "epoch_age_ms", s->epoch_age_ms);
     remus_object_number(o, "lag_ms", s->lag_ms);

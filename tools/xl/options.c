@@ -38,6 +38,9 @@ const char remus_options_help[] =
     "      --compress lz4|none  compress the guest's memory on its way (default none: pays up to\n"
     "                           some Gbit/s)\n"
     "  -u, --no-compression     the same as --compress none\n"
+    "      --heartbeat-address ADDR[:PORT]\n"
+    "                           HOST's address on a second network, for signs of life too: then\n"
+    "                           a link that breaks is no host that is lost\n"
     "      --heartbeat MS       interval of signs of life (default 100)\n"
     "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
     "      --sync-rate MIB      read at most this much a second when disks are made equal\n"
@@ -81,7 +84,7 @@ enum {
     OPT_REMUS = 256, OPT_REST, OPT_KEMARI, OPT_CURLING, OPT_AUTO, OPT_DEADLINE, OPT_RECEIVE,
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
     OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER, OPT_REPROTECT, OPT_KEEP_TRYING,
-    OPT_PLAIN, OPT_COMPRESS, OPT_CATCH_UP,
+    OPT_PLAIN, OPT_COMPRESS, OPT_CATCH_UP, OPT_HEARTBEAT_ADDRESS,
 };
 
 static const struct option long_options[] = {
@@ -99,6 +102,7 @@ static const struct option long_options[] = {
     {"data-address", required_argument, NULL, OPT_DATA},
     {"plain", no_argument, NULL, OPT_PLAIN},
     {"compress", required_argument, NULL, OPT_COMPRESS},
+    {"heartbeat-address", required_argument, NULL, OPT_HEARTBEAT_ADDRESS},
     {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
@@ -355,8 +359,8 @@ void remus_options_words(const struct remus_options *o, void (*add)(void *arg, c
 bool remus_options_only_words(const struct remus_options *o)
 {
     return !strcmp(o->ssh, "ssh") && !strcmp(o->receive_command, RECEIVE_COMMAND) && !o->libexec &&
-           !o->data_address[0] && !o->data_port && !o->help && !o->release && !o->json &&
-           !o->reprotect && !o->keep_trying;
+           !o->data_address[0] && !o->data_port && !o->heartbeat_address[0] &&
+           !o->help && !o->release && !o->json && !o->reprotect && !o->keep_trying;
 }
 
 /* The words of one line: an option, and its value if there is one. */
@@ -502,6 +506,15 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             if (rc)
                 snprintf(error, OPTIONS_ERROR_BYTES,
                          "--data-address: '%s' is not ADDR, ADDR:PORT, [V6]:PORT or :PORT", optarg);
+            break;
+        case OPT_HEARTBEAT_ADDRESS:
+            rc = remus_address_parse(optarg, o->heartbeat_address, sizeof(o->heartbeat_address),
+                                     &o->heartbeat_port);
+            if (rc || !o->heartbeat_address[0]) {
+                snprintf(error, OPTIONS_ERROR_BYTES,
+                         "--heartbeat-address: '%s' is not ADDR, ADDR:PORT or [V6]:PORT", optarg);
+                rc = -EINVAL;
+            }
             break;
         case OPT_PLAIN:
             o->plain = true;

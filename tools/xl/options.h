@@ -32,6 +32,8 @@ struct remus_options {
     bool catch_up;                  /* colo-blkd serves the disks on after the end */
     char data_address[256];         /* "": HOST's */
     uint16_t data_port;             /* 0: any */
+    char heartbeat_address[256];    /* HOST's on a second network; "": there is none */
+    uint16_t heartbeat_port;        /* 0: any */
 };
 
 /*

@@ -168,7 +168,7 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
         .primary = params->role == REMUS_PRIMARY,
     };
     const int keep[] = {fd, lock_fd, params->link_fd, params->packet_fd, params->disk_fd,
-                        params->guard_fd};
+                        params->heartbeat_fd, params->guard_fd};
     struct sigaction action = {.sa_handler = on_stop_signal};
     struct remus_session_params p = *params;
     static struct worker_message m;

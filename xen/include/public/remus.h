@@ -21,6 +21,7 @@
 #define REMUS_CHANNEL_LINK       1u
 #define REMUS_CHANNEL_PACKETS    2u
 #define REMUS_CHANNEL_DISKS      3u
+#define REMUS_CHANNEL_HEARTBEAT  4u  /* the link's control frames, on a second network */
 
 struct remus_open {                 /* primary -> secondary, first bytes on each connection */
     uint32_t magic;                 /* REMUS_OPEN_MAGIC */
