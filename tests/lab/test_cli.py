@@ -108,7 +108,7 @@ def test_help_and_wrong_arguments(lab):
     refused(lab, "xl remus", "DOMAIN", status=1)
     refused(lab, "xl remus --colo g1", "HOST", status=1)
     refused(lab, "xl remus --kemari --curling g1 b", "one mode", status=1)
-    refused(lab, "xl remus --colo -b g1 b", "/dev/null", status=1)
+    refused(lab, "xl remus --colo -F -b g1 b", "--colo", status=1)
     refused(lab, "xl remus --colo -N x g1 b", "colo-proxyd", status=1)
     refused(lab, "xl remus --colo -p g1 b", "always", status=1)
     refused(lab, "xl remus --colo -e g1 b", "takeover", status=1)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Remus, Kemari, Curling and the mode that chooses: the same engine, other rules."""
 
+import json
 import os
 import sys
 import time
@@ -57,6 +58,30 @@ def test_100_epochs_of_kemari_leave_no_page_different(lab):
 @deadline(600)
 def test_100_epochs_of_curling_leave_no_page_different(lab):
     hundred_epochs(lab, "curling")
+
+
+@deadline(240)
+def test_what_remus_costs_is_seen_without_another_host(lab):
+    """-b: checkpoints go nowhere, and everything says that nothing protects the guest."""
+    guest = lab.guest("a")
+    for ending, code in (("INT", 0), ("KILL", 3)):
+        session = lab.spawn("a", "xl remus -F -b -i 300 --verbose g1", name="hole")
+        log = lambda: open(session.log_path, encoding="utf-8", errors="replace").read()
+        wait(lambda: "NOT protected, only measured  epoch 4" in log(), 90, "checkpoints", 0.2)
+        client = lab.client(guest, long=100, ping=200)
+        client.wait_answers(10, timeout_s=60)
+        status = json.loads(lab.execute("a", "xl remus-status --json g1").stdout.splitlines()[0])
+        check(not status["protected"] and status["health"] == "unprotected", status)
+        answer = lab.execute("a", "xl remus-switch g1", check=False)
+        check(answer.returncode and "not protected" in answer.stdout + answer.stderr, answer)
+        if ending == "INT":
+            lab.execute("a", "pkill -INT -o -f '^xl remus -F -b'")
+        else:       # of who acknowledges: the youngest process of that name
+            lab.execute("a", "kill -9 $(pgrep -P $(pgrep -o -f '^xl remus -F -b') | head -1)")
+        equal(session.wait(60), code, "exit status of xl remus: " + log()[-300:])
+        client.wait_answers(10, timeout_s=60)
+        client.stop_without_errors()
+        colo.check_nothing_left(lab, "a", guest)
 
 
 # ---- failover ----

@@ -408,7 +408,11 @@ static void wrong_lines_say_what_is_wrong(void **state)
     a_line_is_refused_with("--colo a b c", "too many");
     a_line_is_refused_with("--colo --kemari a b", "one mode");
     a_line_is_refused_with("-c -p a b", "always used");
-    a_line_is_refused_with("-c -b a b", "/dev/null");
+    a_line_is_refused_with("--remus -b a", "-F");
+    a_line_is_refused_with("-c -F -b a", "--colo");
+    a_line_is_refused_with("--auto -F -b a", "--auto");
+    a_line_is_refused_with("-F -b --keep-trying a", "--keep-trying");
+    a_line_is_refused_with("-F -b a b c", "too many");
     a_line_is_refused_with("-c -N script a b", "colo-proxyd");
     a_line_is_refused_with("-c -e a b", "takeover");
     a_line_is_refused_with("-c -i 0 a b", "-i");
@@ -587,6 +591,18 @@ static void options_go_to_the_next_session_whole(void **state)
         free(w.argv[--w.argc]);
 }
 
+static void a_session_without_another_host_names_none(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("-F -b a"), 0);
+    assert_true(o.blackhole && o.plain);
+    assert_string_equal(o.host, "nowhere");
+    /* As the distribution's command has it. */
+    assert_int_equal(parse("-Fb a b"), 0);
+    assert_string_equal(o.host, "nowhere");
+    assert_false(remus_options_only_words(&o));
+}
+
 static void a_second_network_has_an_address(void **state)
 {
     (void)state;
@@ -695,6 +711,7 @@ int main(void)
         T(a_file_that_is_wrong_names_its_line),
         T(an_arbiter_is_a_name),
         T(options_go_to_the_next_session_whole),
+        T(a_session_without_another_host_names_none),
         T(a_second_network_has_an_address),
         T(a_host_for_the_next_session_is_a_word),
     };

@@ -115,6 +115,10 @@ static void a_copy_protects_from_its_first_epoch_to_the_loss(void **state)
     assert_true(remus_core_protects(&c));
     at(REMUS_SECONDARY, RS_ACTIVE, 5);
     assert_false(remus_core_protects(&c));
+    at(REMUS_PRIMARY, RP_RUN, 1);
+    c.params.nowhere = true;
+    assert_false(remus_core_protects(&c));
+    c.params.nowhere = false;
 }
 
 static enum remus_health judge_with(struct remus_health_facts facts)

@@ -883,7 +883,7 @@ static void p_refused_because(struct remus_core *c, const char *why, struct remu
 {
     p_attempt_failed(c);
     if (c->checkpoint_tries >= CHECKPOINT_TRIES && p_guest_hangs(c) && c->applied &&
-        !has(c, F_LOST) && !has(c, F_LET_GO) && !has(c, F_ENDING)) {
+        !c->params.nowhere && !has(c, F_LOST) && !has(c, F_LET_GO) && !has(c, F_ENDING)) {
         /* Of the two guests the copy is the one that works.  It hears the link's end. */
         because(c, "the guest hangs on its way to being suspended: it is fenced, and its copy "
                 "takes over");
@@ -1036,7 +1036,7 @@ static void p_resumed(struct remus_core *c, const struct remus_event *e, struct 
         c->rested_us = after(c->now_us, c->now_us - c->stopped_us);
         /* From here on the secondary may hold a whole epoch, whether or not we hear of it: its
          * loss needs arbitration.  One that can take over at all has heard us no earlier. */
-        if (!has(c, F_PEER_MAY_RUN)) {
+        if (!has(c, F_PEER_MAY_RUN) && !c->params.nowhere) {
             c->flags |= F_PEER_MAY_RUN;
             note_echo(c, c->now_us, ms_to_us(c->params.timeout_ms));
         }
@@ -1149,7 +1149,7 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
 static void p_switch_now(struct remus_core *c, struct remus_actions *out)
 {
     if (c->want_switch && c->state == RP_RUN && c->applied && !c->guest_stopped &&
-        !has(c, F_LOST) && !has(c, F_ENDING)) {
+        !c->params.nowhere && !has(c, F_LOST) && !has(c, F_ENDING)) {
         because(c, "handed over on request");
         p_hand_over(c, out);
     }

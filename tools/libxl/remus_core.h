@@ -68,6 +68,7 @@ struct remus_core_params {
     uint32_t stop_timeout_ms;        /* STOPPED does not come. default 10000 */
     uint32_t ready_timeout_ms;       /* secondary not built. default 120000 */
     bool net;                        /* a proxy takes part */
+    bool nowhere;                    /* primary: there is no copy: who acknowledges keeps nothing */
 };
 
 enum remus_state {

@@ -967,9 +967,9 @@ static void primary_action(struct remus_run *r, const struct remus_action *a)
             ctl_say(r->daemon.fd, CTL_INPUT_GO, 0, 0, NULL);
         break;
     case RA_SEND_EPOCH:
-        if (a->epoch == 1 && r->p->committed)
+        if (a->epoch == 1 && !r->core.params.nowhere && r->p->committed)
             r->p->committed(r->p->arg);
-        if (p->rules_in && !p->lease)
+        if (p->rules_in && !p->lease && !r->core.params.nowhere)
             lease_begin(p);
         p->sent_us = remus_run_now_us();
         remus_epoch_encode_begin(&p->encoder, &p->epoch, p->packer);

@@ -106,6 +106,7 @@ void remus_run_status(struct remus_run *r, bool force)
     }
     s->role = r->p->role;
     s->state = r->core.state;
+    s->nowhere = r->core.params.nowhere;
     s->health = r->health.shown;
     s->second_path = remus_run_second_path(r);
     s->lag_ms = r->lag_from_us && now > r->lag_from_us ? (now - r->lag_from_us) / 1000 : 0;

@@ -85,7 +85,9 @@ enum remus_transition remus_transition_of_states(const struct remus_core *c,
 {
     size_t i;
 
-    for (i = 0; before != c->state && i < sizeof(of_states) / sizeof(of_states[0]); i++)
+    if (before == c->state || c->params.nowhere)
+        return REMUS_T_NONE;
+    for (i = 0; i < sizeof(of_states) / sizeof(of_states[0]); i++)
         if (of_states[i].role == c->params.role && of_states[i].from & AT(before) &&
             of_states[i].to == c->state && fits(c, of_states[i].when))
             return of_states[i].what;
@@ -100,7 +102,7 @@ enum remus_transition remus_transition_of_end(enum remus_role role, int status)
 
 bool remus_core_protects(const struct remus_core *c)
 {
-    return PROTECTING & AT(c->state) &&
+    return !c->params.nowhere && PROTECTING & AT(c->state) &&
            (c->params.role == REMUS_PRIMARY ? c->acked : c->applied) > 0;
 }
 

@@ -29,6 +29,7 @@
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_transport.h"
 #include "tools/remus/nftguard.h"
+#include "tools/xl/blackhole.h"
 #include "tools/xl/display.h"
 #include "tools/xl/keep.h"
 #include "tools/xl/notifier.h"
@@ -218,6 +219,9 @@ static int examine(struct supervisor *s)
         remus_refuse(refusals, "%s", s->error);
     else
         remus_preflight_primary(refusals, &s->guest, &s->here, &wishes);
+    if (s->o.blackhole && s->guest.disk_count)
+        remus_refuse(refusals, "-b has nowhere to replicate the disks of %s to: it is for guests "
+                     "without disks", s->guest.name);
     if (!refusals->count)
         check_arbiter(s, refusals);
     if (!refusals->count)
@@ -497,7 +501,9 @@ static int connect_data(struct supervisor *s)
     bool net = !s->o.no_net && s->guest.vifs;
     int rc, code = 0;
 
-    if (s->o.data_address[0])
+    if (s->o.blackhole)
+        snprintf(address, sizeof(address), "%s", s->receiver_address);
+    else if (s->o.data_address[0])
         snprintf(address, sizeof(address), "%s", s->o.data_address);
     else
         remus_host_address(address, sizeof(address), s->o.host);
@@ -549,6 +555,7 @@ static int start(struct supervisor *s)
             /* What a guest has asked of a slow disk ends first. */
             .drain_timeout_ms = s->guest.disk_count ? 5000 : 0,
             .net = !s->o.no_net && s->guest.vifs,
+            .nowhere = s->o.blackhole,
         },
         .verify = s->o.verify,
         .compress = s->o.compress,
@@ -577,6 +584,8 @@ static int start(struct supervisor *s)
         say(s, XC_SR_WARN, "%s: output is not held.  After a takeover the guest goes on from its "
             "last checkpoint: what it told its clients since then is forgotten, their connections "
             "may break", p.core.mode->name);
+    if (s->o.blackhole)
+        say(s, XC_SR_WARN, "-b: there is no copy of %s, nothing protects it", s->guest.name);
     p.arbiter = s->o.arbiter;
     p.hooks = s->notifier.dir;
     memcpy(p.session, s->session, sizeof(p.session));
@@ -1069,7 +1078,10 @@ static int open_receiver(struct supervisor *s)
 {
     int rc;
 
-    rc = remus_ssh_spawn(&s->ssh, s->o.ssh, s->o.host, s->o.receive_command);
+    if (s->o.blackhole)
+        rc = blackhole_start(&s->ssh, s->here.xen);
+    else
+        rc = remus_ssh_spawn(&s->ssh, s->o.ssh, s->o.host, s->o.receive_command);
     if (!rc) {
         rc = remus_talk_new(&s->talk, s->ssh.in_fd, s->ssh.out_fd);
         if (rc) {

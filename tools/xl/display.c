@@ -72,7 +72,9 @@ const char *display_state(const struct remus_status *s)
     case RS_RUN:
     case RS_RECEIVE:
     case RS_APPLY:
-        return s->protected_now ? "protected" : "first checkpoint";
+        return s->protected_now ? "protected"
+               : s->nowhere     ? "NOT protected, only measured"
+                                : "first checkpoint";
     case RP_STOP:
     case RP_UNPROTECT:
     case RS_STOP:

@@ -63,7 +63,9 @@ const char remus_options_help[] =
     "                           [tcp|udp|icmp|icmp6] [port N[-M]] [peer-port N[-M]]\n"
     "                           [peer ADDRESS[/BITS]]; may be given again\n"
     "      --bypass-file FILE   the same from a file, an entry per line, '#' comments\n"
-    "  -F, --unsafe             accept what -d, -n or no arbiter may lead to\n"
+    "  -F, --unsafe             accept what -b, -d, -n or no arbiter may lead to\n"
+    "  -b, --blackhole          no copy at all: checkpoints are taken and thrown away, to see what\n"
+    "                           they cost (needs -F, and a guest without disks)\n"
     "\n"
     "What is shown:\n"
     "      --json               one JSON object per line on standard output\n"
@@ -110,6 +112,7 @@ static const struct option long_options[] = {
     {"reprotect", required_argument, NULL, OPT_REPROTECT},
     {"keep-trying", no_argument, NULL, OPT_KEEP_TRYING},
     {"catch-up", no_argument, NULL, OPT_CATCH_UP},
+    {"blackhole", no_argument, NULL, 'b'},
     {"no-disk", no_argument, NULL, 'd'},
     {"no-net", no_argument, NULL, 'n'},
     {"bypass", required_argument, NULL, OPT_BYPASS},
@@ -136,9 +139,6 @@ static const struct {
     int option;
     const char *why;
 } refused[] = {
-    {'b', "-b (replicate to /dev/null) is not offered: a COLO copy must run somewhere, and a guest "
-          "that looks protected but is not helps nobody; to measure, use a second host and make "
-          "bench"},
     {'N', "-N (a script that buffers output) is not used: colo-proxyd holds and compares the "
           "output "
           "itself; leave it out"},
@@ -252,7 +252,7 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
 {
     int left = argc - first, want = o->release ? 1 : 2;
 
-    if (left != want) {
+    if (left != want && !(o->blackhole && !o->release && left == 1)) {
         snprintf(error, OPTIONS_ERROR_BYTES, "%s",
                  left > want ? "too many arguments"
                  : o->release ? "name the DOMAIN to let go on"
@@ -267,7 +267,7 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
     }
     if (o->release)
         return 0;
-    o->host = argv[first + 1];
+    o->host = o->blackhole ? "nowhere" : argv[first + 1];
     if (!o->host[0] || (o->host[0] == '-' && o->ssh[0])) {
         snprintf(error, OPTIONS_ERROR_BYTES, "'%s' is not a host", o->host);
         return -EINVAL;
@@ -279,6 +279,22 @@ static int check(struct remus_options *o, int argc, int first, char **argv, char
     }
     if (!o->mode)
         o->mode = "remus";
+    if (o->blackhole && !o->unsafe) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "-b protects nothing, it measures: -F says that you "
+                 "know");
+        return -EINVAL;
+    }
+    if (o->blackhole && (remus_mode_by_name(o->mode)->compares ||
+                         remus_mode_by_name(o->mode)->chooses)) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "-b goes with --remus, --kemari and --curling: what "
+                 "--%s costs depends on a copy that runs", o->mode);
+        return -EINVAL;
+    }
+    if (o->blackhole && (o->reprotect || o->keep_trying || o->heartbeat_address[0])) {
+        snprintf(error, OPTIONS_ERROR_BYTES, "-b has no other host: --reprotect, --keep-trying and "
+                 "--heartbeat-address mean nothing");
+        return -EINVAL;
+    }
     if (o->heartbeat_ms || o->timeout_ms) {
         uint32_t heartbeat = o->heartbeat_ms ? o->heartbeat_ms : 100;
         uint32_t timeout = o->timeout_ms ? o->timeout_ms : 3000;
@@ -359,7 +375,7 @@ void remus_options_words(const struct remus_options *o, void (*add)(void *arg, c
 bool remus_options_only_words(const struct remus_options *o)
 {
     return !strcmp(o->ssh, "ssh") && !strcmp(o->receive_command, RECEIVE_COMMAND) && !o->libexec &&
-           !o->data_address[0] && !o->data_port && !o->heartbeat_address[0] &&
+           !o->blackhole && !o->data_address[0] && !o->data_port && !o->heartbeat_address[0] &&
            !o->help && !o->release && !o->json && !o->reprotect && !o->keep_trying;
 }
 
@@ -518,6 +534,9 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             break;
         case OPT_PLAIN:
             o->plain = true;
+            break;
+        case 'b':
+            o->blackhole = o->plain = true;
             break;
         case 'd':
             o->no_disk = true;

@@ -17,6 +17,7 @@ struct remus_options {
     uint32_t period_ms, rest_ms, heartbeat_ms, timeout_ms, deadline_ms; /* 0: default */
     uint32_t sync_kib;              /* a second; 0: as fast as it goes */
     bool no_net, no_disk, unsafe;
+    bool blackhole;                 /* no copy: to see what protection would cost */
     bool plain;                     /* the data is not encrypted */
     bool compress;                  /* the guest's memory, with LZ4 */
     bool verify, json, quiet, verbose;
