@@ -1298,6 +1298,46 @@ static void what_is_under_way_is_announced_before_base(void **state)
     assert_int_equal(status[1], BLKIF_RSP_OKAY);
 }
 
+/* Requests of two regions each, as many as there may be, from a sector on. */
+static void all_jobs_write(uint64_t sector)
+{
+    static struct keep_job kept[JOBS];
+    uint32_t i;
+
+    for (i = 0; i < JOBS; i++, sector += 2 * 8192) {
+        kept[i].req = (struct blkring_request){
+            .op = BLKRING_WRITE, .sector = sector + 8191, .sectors = 2,
+        };
+        blkd->jobs[i].disk = &blkd->disk[0];
+        blkd->jobs[i].kept = &kept[i];
+    }
+}
+
+/* The channel may be full when BASE is to come: what was under way is answered before it is
+ * announced, and there is as much again. */
+static void there_is_room_for_all_that_is_to_be_announced(void **state)
+{
+    uint32_t i;
+
+    (void)state;
+    start(ROLE_PRIMARY);
+    give_disk();
+    blkd->disk[0].info.sectors = 4ull * JOBS * 8192;
+    all_jobs_write(0);
+    for (i = 0; i < JOBS; i++) {
+        job_list_add(&blkd->active, &blkd->jobs[i]);
+    }
+    intent_begin(blkd);
+    blkd->active.count = 0;
+    all_jobs_write(2ull * JOBS * 8192);
+    for (i = 0; i < JOBS; i++) {
+        assert_false(intent_allows(&blkd->jobs[i]));
+    }
+    assert_int_equal(blkd->r.intents.queued, 4 * JOBS);
+    assert_int_equal(blkd->r.intents.waiting.count, JOBS);
+    blkd->r.intents.waiting.count = 0;
+}
+
 static void first_region_is_noted_again(void)
 {
     guest_writes(8, 4096, 0x89);
@@ -2043,6 +2083,7 @@ int main(void)
         TEST(a_write_is_noted_before_it_begins),
         TEST(a_write_waits_until_its_region_is_noted),
         TEST(what_is_under_way_is_announced_before_base),
+        TEST(there_is_room_for_all_that_is_to_be_announced),
         TEST(a_region_is_cold_once_it_is_durable_and_sent),
         TEST(after_a_flush_that_failed_no_region_is_cold),
         TEST(a_disk_is_not_changed_elsewhere_when_the_other_host_is_lost),

@@ -230,7 +230,9 @@ struct intents {
     uint8_t *recent[REMUS_DISKS_MAX];    /* of each region: written to since the last flush began */
     uint64_t announced, noted;       /* numbers */
     uint32_t hot;                    /* regions that are announced */
-    struct region queue[2 * JOBS];   /* to be announced: a request touches two at most */
+    /* To be announced.  A request touches two at most; those that were under way when it began
+     * (intent_begin()) may end, and make room for others, before theirs are. */
+    struct region queue[4 * JOBS];
     uint32_t queued;
     struct job_list waiting;
     enum { INTENT_IDLE, INTENT_FLUSH, INTENT_COOL } stage;
