@@ -1198,6 +1198,26 @@ static void a_disk_that_is_known_is_compared_as_far_as_it_was_written(void **sta
     assert_int_equal(compared, DISK_SECTORS);
 }
 
+/* What is noted after a session has begun is not true of the other disk, and its record, as they
+ * were before: a snapshot of both may come back. */
+static void each_session_gives_the_other_disk_a_new_relation(void **state)
+{
+    uint8_t before[sizeof(relation)], noted_of[BLKLOG_RELATION_BYTES];
+
+    (void)state;
+    start_primary(1 << 20, 0);
+    other_host_is_safe();
+    memcpy(before, relation, sizeof(before));
+    end();
+    knows = true;
+    start_primary(1 << 20, 0);
+    assert_int_equal(compared, 0);
+    assert_memory_not_equal(relation, before, sizeof(before));
+    blklog_relation(blkd->log, 0, noted_of);
+    assert_memory_equal(relation, noted_of, sizeof(noted_of));
+    assert_int_equal(said[CTL_BLK_RELATED], 1);
+}
+
 /* A write that is under way when MARK is sent is none of those that SAFE is about. */
 static void a_write_that_is_sent_after_a_mark_is_not_safe_with_it(void **state)
 {
@@ -2079,6 +2099,7 @@ int main(void)
         TEST(a_barrier_waits_for_a_write_that_waited_before_it),
         TEST(the_store_gives_back_what_was_merged),
         TEST(a_disk_that_is_known_is_compared_as_far_as_it_was_written),
+        TEST(each_session_gives_the_other_disk_a_new_relation),
         TEST(a_write_that_is_sent_after_a_mark_is_not_safe_with_it),
         TEST(a_write_is_noted_before_it_begins),
         TEST(a_write_waits_until_its_region_is_noted),

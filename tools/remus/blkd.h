@@ -264,8 +264,9 @@ struct replication {
     uint64_t rate;                   /* bytes a second; 0: no limit */
     uint64_t rate_us, rate_bytes;    /* a second's beginning, and what was read in it */
     struct sync_slot slot[SYNC_SLOTS];
-    /* Disks, a bit each: OPEN waits for its answer; the new relation is not on its way yet. */
-    uint32_t asking, relating;
+    /* Disks, a bit each: OPEN waits for its answer; the new relation is not on its way yet; the
+     * other one is the one that the log is about. */
+    uint32_t asking, relating, known;
     bool marked;                     /* MARK waits for SAFE */
     bool unmarked;                   /* something was sent, or noted, since the last MARK */
     uint64_t mark_us;                /* when it was */

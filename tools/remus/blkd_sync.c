@@ -50,7 +50,7 @@ void sync_end(struct blkd *b)
     b->role = ROLE_LOCAL;
     channel_close(b);
     r->syncing = r->synced = r->epoch_owed = r->marked = false;
-    r->asking = r->relating = 0;
+    r->asking = r->relating = r->known = 0;
     r->stuck_us = 0;
     for (i = 0; i < SYNC_SLOTS; i++) {
         if (r->slot[i].stage != SYNC_HASH && r->slot[i].stage != SYNC_READ) {
@@ -589,7 +589,11 @@ static void all_known(struct blkd *b)
     b->busy = true;
 }
 
-/* The other disk is not the one that the log is about: another relation. */
+/*
+ * A new relation for each session, of a disk that the log is about, too: what it notes from here on
+ * is not true of that disk as it was before, should an older state of it come back together with
+ * its record (from a snapshot, or a backup).  Of another disk everything is due.
+ */
 static void put_relations(struct blkd *b)
 {
     struct replication *r = &b->r;
@@ -607,9 +611,13 @@ static void put_relations(struct blkd *b)
             lost(b, "the kernel gives no random bytes");
             return;
         }
-        blklog_relate(b->log, i, relation);
         if (blkchan_put(r->chan, &head, &iov, 1)) {
             return;
+        }
+        if (r->known >> i & 1) {
+            blklog_adopt(b->log, i, relation);
+        } else {
+            blklog_relate(b->log, i, relation);
         }
         r->relating &= ~(1u << i);
     }
@@ -626,10 +634,10 @@ static const char *take_known(struct blkd *b, const struct remus_disk_frame *hea
         return "it answers what it was not asked";
     }
     r->asking &= ~(1u << head->disk);
-    if (!r->shared && head->sectors != 1) {
+    if (!r->shared) {
         r->relating |= 1u << head->disk;
-    }
-    if (!r->asking && !r->relating) {
+        r->known |= (uint32_t)(head->sectors == 1) << head->disk;
+    } else if (!r->asking) {
         all_known(b);
     }
     return NULL;
