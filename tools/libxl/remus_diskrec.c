@@ -34,6 +34,7 @@ struct facts {
     int64_t born_ns, ctime_ns;
     /* a block device */
     uint32_t major, minor;
+    uint64_t sequence;              /* the kernel's number of it: another one has its minor, too */
     uint64_t written;               /* sectors, since it is there */
 };
 
@@ -107,6 +108,9 @@ static int read_facts(int fd, struct facts *f)
     if (f->device) {
         f->major = st.stx_rdev_major;
         f->minor = st.stx_rdev_minor;
+        if (ioctl(fd, BLKGETDISKSEQ, &f->sequence)) {
+            f->sequence = 0;        /* Linux before 5.15 has none */
+        }
         return ioctl(fd, BLKGETSIZE64, &f->size) ? -errno : read_written(f);
     }
     if (fstatfs(fd, &fs)) {
@@ -160,7 +164,8 @@ static int write_record(const char *directory, const char *path, const struct re
     }
     fprintf(file, "\nboot %s\nsize %" PRIu64 "\n", r->boot, f->size);
     if (f->device) {
-        fprintf(file, "device %u:%u\nwritten %" PRIu64 "\n", f->major, f->minor, f->written);
+        fprintf(file, "device %u:%u:%" PRIu64 "\nwritten %" PRIu64 "\n", f->major, f->minor,
+                f->sequence, f->written);
     } else {
         fprintf(file, "file %" PRIx64 ":%" PRIu64 ":%" PRId64 "\nctime %" PRId64 "\nuntil %" PRId64
                 "\n", f->fsid, f->inode, f->born_ns, f->ctime_ns, r->until_ns);
@@ -228,7 +233,7 @@ static bool parse_line(char *line, const char *path, struct record *r, bool *who
     }
     if (!strcmp(line, "device")) {
         f->device = true;
-        return sscanf(value, "%u:%u", &f->major, &f->minor) == 2;
+        return sscanf(value, "%u:%u:%" SCNu64, &f->major, &f->minor, &f->sequence) == 3;
     }
     if (!strcmp(line, "written")) {
         return sscanf(value, "%" SCNu64, &f->written) == 1;
@@ -315,8 +320,11 @@ static const char *doubt_device(const struct record *r, const struct facts *now,
         return "this host was started anew, and a block device does not tell whether it was "
                "written to (" REMUS_DISKREC_OWN ")";
     }
-    return f->major == now->major && f->minor == now->minor && f->written == now->written ? NULL
-           : "it was written to since";
+    if (f->major != now->major || f->minor != now->minor || !now->sequence ||
+        f->sequence != now->sequence) {
+        return "it is another device, or was removed meanwhile";
+    }
+    return f->written == now->written ? NULL : "it was written to since";
 }
 
 int remus_diskrec_check(const char *directory, const char *path, int fd,

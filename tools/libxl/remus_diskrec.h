@@ -11,8 +11,9 @@
  *   a file           the inode is the same, and its ctime: closed, the recorded one; open, as a
  *                    host that lost its power leaves it: this is another boot, and the last change
  *                    is of before it, and of a time for which the record was renewed
- *   a block device   closed, in this boot, and the kernel has counted no sector written since; or
- *                    the device is in the list of those that nobody else writes to
+ *   a block device   closed, in this boot, the same one (a logical volume that was inactive for a
+ *                    while is another), and the kernel has counted no sector written since; or the
+ *                    device is in the list of those that nobody else writes to
  *                    (REMUS_DISKREC_OWN), and has the same path and size
  * The proof fails where it cannot be given; then everything is compared.
  */
