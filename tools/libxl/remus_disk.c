@@ -19,6 +19,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_diskrec.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_run.h"
 #include "tools/remus/blkring.h"
@@ -773,6 +774,28 @@ bool remus_disk_served(const struct remus_disk *d)
 
     snprintf(path, sizeof(path), DRIVER "vbd-%u-%u", d->domid, d->info.vdev);
     return !access(path, F_OK);
+}
+
+int remus_disks_disown(struct xs_handle *xs, uint32_t domid, const char *directory)
+{
+    char base[64], *path;
+    unsigned int n = 0, i;
+    char **names;
+    int rc = 0, removed;
+
+    snprintf(base, sizeof(base), "/local/domain/0/backend/vbd/%u", domid);
+    names = xs_directory(xs, XBT_NULL, base, &n);
+    for (i = 0; i < n; i++) {
+        char name[96];
+
+        snprintf(name, sizeof(name), "%.20s/params", names[i]);
+        path = node(xs, base, name);
+        removed = path ? remus_diskrec_remove(directory, path) : 0;
+        rc = rc ? rc : removed;
+        free(path);
+    }
+    free(names);
+    return rc;
 }
 
 int remus_disk_give(xc_interface *xch, struct xs_handle *xs, const struct remus_disk *d,

@@ -96,6 +96,9 @@ void remus_disks_close(struct xs_handle *xs, uint32_t domid);
  */
 int remus_disk_take(xc_interface *xch, xengnttab_handle *xgt, const struct remus_disk *d,
                     unsigned int timeout_ms, char *error);
+/* What is kept of the guest's disks (remus_diskrec.h) is removed: whoever does as he likes with
+ * them, without a coordinator, says so first.  0 or negative errno. */
+int remus_disks_disown(struct xs_handle *xs, uint32_t domid, const char *directory);
 /* Whether blkback has it. */
 bool remus_disk_served(const struct remus_disk *d);
 /* To blkback; nobody is bound to the guest's ports, and what was taken from its rings is answered.

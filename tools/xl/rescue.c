@@ -23,6 +23,7 @@
 #include "tools/libxl/remus_disk.h"
 #include "tools/libxl/remus_guest.h"
 #include "tools/libxl/remus_message.h"
+#include "tools/libxl/remus_preflight.h"
 #include "tools/remus/nftrules.h"
 
 /* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
@@ -234,9 +235,15 @@ static int end_disk_daemon(struct rescue *r, bool guest_goes_on)
     uint64_t began = remus_now_ms(), limit = guest_goes_on ? RESCUE_MERGE_MS : RESCUE_DISKS_MS;
     pid_t pid = remus_disk_daemon(r->h.domid, 0);
     bool told = false;
+    int rc;
 
     if (!pid)
         return 0;
+    /* What it holds back, as the other host was not told of it, goes to the disks with that. */
+    rc = remus_disks_disown(r->xs, r->h.domid, REMUS_STORE_DIR);
+    if (rc)
+        note(r, rc, "what is kept of the disks of %s in " REMUS_STORE_DIR " cannot be removed (%s);"
+             " do it before a copy of it is received here", r->name, strerror(-rc));
     kill(pid, SIGTERM);
     while (!kill(pid, 0) && remus_now_ms() - began < limit) {
         poll(NULL, 0, 20);
@@ -267,7 +274,9 @@ static void give_disks(struct rescue *r)
         return;
     if (end_disk_daemon(r, true))
         return;
-    rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
+    rc = remus_disks_disown(r->xs, r->h.domid, REMUS_STORE_DIR);
+    if (!rc)
+        rc = remus_disks_read(r->xs, r->h.domid, disks, &count, error);
     for (i = 0; !rc && i < count; i++)
         if (!remus_disk_served(&disks[i]))
             rc = remus_disk_give(r->h.xch, r->xs, &disks[i], RESCUE_DISKS_MS, error);
