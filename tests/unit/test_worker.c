@@ -171,6 +171,26 @@ static void a_killed_worker_ends_without_a_result(void **state)
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
 }
 
+/* It goes on by itself, and whoever starts sessions for months does not collect its like. */
+static void a_worker_that_was_let_go_is_reaped_when_the_next_one_begins(void **state)
+{
+    struct worker_message m;
+    siginfo_t info;
+    pid_t pid;
+
+    begin(TELL_AND_END, REMUS_PRIMARY);
+    pid = worker.pid;
+    while (next(&m) != WORKER_RESULT)
+        ;
+    worker_let_go(&worker);
+    assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+    end(state);
+    begin(TELL_AND_END, REMUS_PRIMARY);
+    assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT | WNOHANG), -1);
+    assert_int_equal(errno, ECHILD);
+    assert_int_equal(worker_reap(&worker), 0);
+}
+
 static void a_request_to_stop_reaches_the_coordinator(void **state)
 {
     struct worker_message m;
@@ -269,6 +289,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(everything_that_is_said_arrives_in_order),
         T(a_killed_worker_ends_without_a_result),
+        T(a_worker_that_was_let_go_is_reaped_when_the_next_one_begins),
         T(a_request_to_stop_reaches_the_coordinator),
         T(a_primary_without_supervisor_ends_protection_in_order),
         T(a_secondary_without_supervisor_goes_on),

@@ -209,6 +209,15 @@ static void run_worker(const struct remus_session_params *params, int fd, int lo
     exit(0);
 }
 
+/* One that was let go: there is one at most, as the next session takes the disks from it. */
+static pid_t let_go;
+
+static void reap_let_go(void)
+{
+    if (let_go && waitpid(let_go, NULL, WNOHANG))
+        let_go = 0;
+}
+
 int worker_start(struct worker *out, const struct remus_session_params *params, int log_fd,
                  int lock_fd)
 {
@@ -216,6 +225,7 @@ int worker_start(struct worker *out, const struct remus_session_params *params, 
     pid_t pid;
 
     *out = (struct worker){.fd = -1};
+    reap_let_go();
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
     (void)setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
@@ -270,7 +280,12 @@ void worker_kill(struct worker *w)
 
 void worker_let_go(struct worker *w)
 {
+    reap_let_go();
+    let_go = w->pid;
     w->pid = 0;
+    if (w->fd >= 0)
+        close(w->fd);
+    w->fd = -1;
 }
 
 int worker_reap(struct worker *w)
