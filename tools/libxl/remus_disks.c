@@ -148,6 +148,7 @@ static void *keeper_thread(void *arg)
                               : record_open(r, i);
         held->recorded |= !rc;
         held->open = held->recorded;
+        d->keeper.failed |= rc != 0;
         if (rc)
             fprintf(stderr, "what is kept about %s cannot be written: %s\n", path_of(r, i),
                     strerror(-rc));
@@ -175,6 +176,7 @@ static void keeper_begin(struct remus_run *r, bool forget)
     keeper_wait(&r->disks);
     k->us = remus_run_now_us();
     k->forget = forget;
+    k->failed = false;
     atomic_store(&k->done, false);
     k->running = !pthread_create(&k->thread, NULL, keeper_thread, r);
     if (!k->running)
@@ -191,6 +193,17 @@ void remus_disks_vouch(struct remus_run *r)
     if (d->keeper.running && !atomic_load(&d->keeper.done))
         return;
     keeper_wait(d);
+    if (d->keeper.forget_next) {
+        d->keeper.forget_next = false;
+        keeper_begin(r, true);
+        return;
+    }
+    if (d->keeper.tell_local) {
+        d->keeper.tell_local = false;
+        /* Otherwise colo-blkd waits until a record that nobody renews is worth nothing. */
+        if (!d->keeper.failed)
+            ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
+    }
     for (i = 0; i < d->count; i++)
         any |= d->held[i].open && (old || !d->held[i].recorded);
     if (any)
@@ -200,6 +213,7 @@ void remus_disks_vouch(struct remus_run *r)
 /* The primary's disks go their own way from here on: durable before they do. */
 static void records_revoke(struct remus_run *r)
 {
+    r->disks.keeper.forget_next = r->disks.keeper.tell_local = false;
     keeper_begin(r, true);
     keeper_wait(&r->disks);
 }
@@ -212,7 +226,7 @@ static void records_close(struct remus_run *r)
     unsigned int i;
     int rc;
 
-    if (r->p->role == REMUS_PRIMARY && !d->stopped) {
+    if ((r->p->role == REMUS_PRIMARY && !d->stopped) || d->keeper.forget_next) {
         records_revoke(r);
         return;
     }
@@ -220,71 +234,73 @@ static void records_close(struct remus_run *r)
     for (i = 0; i < d->count; i++) {
         struct remus_disk_held *held = &d->held[i];
 
-        if (!held->recorded)
+        if (!held->open)
             continue;
         held->open = held->recorded = false;
         rc = d->starts && remus_disks_daemon(r)->killed ? wait_for_writes(held->fd) : 0;
         if (!rc)
             rc = remus_diskrec_close(directory_of(r), path_of(r, i), held->fd, held->relation);
-        if (rc)
+        if (rc) {
             remus_run_log(r, XC_SR_WARN, "%s will be compared as a whole next time: %s",
                           path_of(r, i), strerror(-rc));
+            /* One that is open would be proof again after the next boot. */
+            remus_diskrec_remove(directory_of(r), path_of(r, i));
+        }
     }
 }
 
 /*
- * The primary has noted what may differ, from a disk of this relation.  Whatever else was recorded
- * is gone before colo-blkd writes: it waits for the answer.
+ * The primary has noted what may differ, from a disk of this relation.  What was recorded is gone
+ * before colo-blkd writes: it waits for the answer.  The relation of this session follows.
  */
 static void disk_opened(struct remus_run *r, uint32_t i, const uint8_t *relation)
 {
     struct remus_disks *d = &r->disks;
-    struct remus_disk_held *held = &d->held[i < REMUS_DISKS_MAX ? i : 0];
+    uint8_t kept[BLKLOG_RELATION_BYTES];
+    char why[REMUS_DISKREC_WHY_BYTES] = "it was made equal to another disk";
     bool known;
     int rc;
 
     if (i >= d->count || r->p->role != REMUS_SECONDARY)
         return;
     keeper_wait(d);
-    known = held->proven && !memcmp(held->relation, relation, sizeof(held->relation));
-    held->fd = d->fd[i];
-    if (known) {
-        rc = record_open(r, i);
-        held->open = held->recorded = !rc;
-    } else {
-        rc = remus_diskrec_remove(directory_of(r), path_of(r, i));
-        remus_run_log(r, XC_SR_INFO, "%s is compared as a whole: %s", path_of(r, i),
-                      held->proven ? "it was made equal to another disk" : held->why);
-    }
+    known = !remus_diskrec_check(directory_of(r), path_of(r, i), d->fd[i], kept, why) &&
+            !memcmp(kept, relation, sizeof(kept));
+    if (!known)
+        remus_run_log(r, XC_SR_INFO, "%s is compared as a whole: %s", path_of(r, i), why);
+    rc = remus_diskrec_remove(directory_of(r), path_of(r, i));
     if (rc) {
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "what is kept about %s cannot be "
                        "written: %s", path_of(r, i), strerror(-rc));
         return;
     }
-    held->proven = false;
     ctl_say(remus_disks_fd(r), CTL_BLK_KNOWN, i, known, NULL);
 }
 
 /*
  * Both hosts keep of their disks whose they are: the one that does not go on is brought up to date
  * by what is noted on the other.  A primary's is worth that only if it dies; a block device would
- * not tell that it was written to later.
+ * not tell that it was written to later.  It is the file that colo-blkd writes to: its name may be
+ * another one's by now.
  */
 static void disk_related(struct remus_run *r, uint32_t i, const uint8_t *relation)
 {
     struct remus_disks *d = &r->disks;
     struct remus_disk_held *held = &d->held[i < REMUS_DISKS_MAX ? i : 0];
+    char error[REMUS_DISK_ERROR_BYTES];
     struct stat st;
 
     if (i >= d->count)
         return;
     keeper_wait(d);
     if (r->p->role == REMUS_PRIMARY) {
-        if (d->disk[i].info.read_only || stat(path_of(r, i), &st) || !S_ISREG(st.st_mode))
+        if (d->disk[i].info.read_only)
             return;
         mkdir(REMUS_STORE_DIR, 0700);
         close_file(&held->fd);
-        held->fd = open(path_of(r, i), O_RDONLY | O_CLOEXEC);
+        held->fd = remus_disk_open(&d->disk[i], error);
+        if (held->fd >= 0 && (fstat(held->fd, &st) || !S_ISREG(st.st_mode)))
+            close_file(&held->fd);
     } else {
         held->fd = d->fd[i];
     }
@@ -297,8 +313,8 @@ void remus_disks_channel_lost(struct remus_run *r)
 {
     if (r->p->role != REMUS_PRIMARY || r->disks.stopped)
         return;
-    records_revoke(r);
-    ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
+    r->disks.keeper.forget_next = r->disks.keeper.tell_local = true;
+    remus_disks_vouch(r);
 }
 
 void remus_disks_dispose(struct remus_run *r)
@@ -547,7 +563,8 @@ static int check_log(struct remus_run *r, int fd, bool fresh)
     for (i = 0; i < d->count; i++)
         sectors[i] = d->disk[i].info.sectors;
     bytes = blklog_bytes(sectors, d->count);
-    if (fresh ? ftruncate(fd, (off_t)bytes) : lseek(fd, 0, SEEK_END) != (off_t)bytes)
+    /* All of its memory: a mark that finds none would be the end of who makes it (SIGBUS). */
+    if (fresh ? fallocate(fd, 0, 0, (off_t)bytes) : lseek(fd, 0, SEEK_END) != (off_t)bytes)
         return fresh ? -errno : -EINVAL;
     memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED)
@@ -592,6 +609,13 @@ static int open_log(struct remus_run *r)
         rc = d->log < 0 ? -errno : check_log(r, d->log, true);
     }
     return rc ? rc : flock(d->log, LOCK_SH | LOCK_NB) ? -errno : 0;
+}
+
+/* Nobody is to take it for one in which everything is noted. */
+static void drop_log(struct remus_run *r)
+{
+    close_file(&r->disks.log);
+    remove_log(r);
 }
 
 static int give_log(struct remus_run *r)
@@ -662,8 +686,10 @@ int remus_disks_protect(struct remus_run *r)
     rc = open_log(r);
     if (!rc)
         rc = give_log(r);
-    if (rc)
+    if (rc) {
+        drop_log(r);
         remus_run_log(r, XC_SR_ERROR, "what the guest writes cannot be noted: %s", strerror(-rc));
+    }
     if (rc && !d->minded)
         return rc;
     if (xc_domain_pause(r->h.xch, r->h.domid))
@@ -757,7 +783,8 @@ void remus_disks_revive(struct remus_run *r)
 static bool ends_as_told(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
-    int rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+    int rc = d->keeper.forget_next || d->keeper.tell_local ? -ECANCELED
+             : ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
 
     if (!rc)
         rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests, STOPPED_MS);
@@ -783,8 +810,7 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
     d->taken = false;
     if (fate == REMUS_DISKS_LEFT && d->stopped && ends_as_told(r))
         return;
-    if (r->p->role == REMUS_PRIMARY)
-        records_revoke(r);
+    records_revoke(r);
     ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
     if (fate != REMUS_DISKS_CLOSED) {
         rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
@@ -932,8 +958,6 @@ int remus_disks_receive(struct remus_run *r)
             .logical_bytes = place->logical_bytes, .read_only = place->read_only,
         };
         rc = describe(r, i, d->fd[i]);
-        d->held[i].proven = !remus_diskrec_check(r->p->store, place->path, d->fd[i],
-                                                 d->held[i].relation, d->held[i].why);
     }
     d->count = r->p->disk_count;
     if (!rc)
@@ -956,9 +980,11 @@ int remus_disks_adopt(struct remus_run *r)
     for (i = 0; i < d->count; i++)
         d->disk[i].domid = r->h.domid;
     /* For the time after a takeover. */
-    if (!rc && (open_log(r) || give_log(r)))
+    if (!rc && (open_log(r) || give_log(r))) {
+        drop_log(r);
         remus_run_log(r, XC_SR_WARN, "after a takeover the disks will have to be compared as a "
                       "whole");
+    }
     snprintf(path, sizeof(path), "/local/domain/%u/device/vbd", r->h.domid);
     xs_watch(r->xs, path, "connecting");
     d->taken = !rc;
@@ -1054,7 +1080,8 @@ int remus_disks_takeover(struct remus_run *r)
     int rc = 0;
 
     if (r->disks.taken && !r->disks.taken_over) {
-        keeper_begin(r, true);
+        r->disks.keeper.forget_next = true;
+        remus_disks_vouch(r);
         rc = ask(r, &msg, NULL, NULL, CTL_ACTIVE);
         r->disks.taken_over = !rc;
     }

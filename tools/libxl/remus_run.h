@@ -100,13 +100,14 @@ struct remus_disks {
     struct remus_disk_held {
         uint8_t relation[BLKLOG_RELATION_BYTES];
         int fd;                     /* primary: of the file; secondary: as above */
-        bool proven;                /* nobody else has written to the disk since */
         bool open, recorded;        /* we write, and vouch for that; the record says so */
-        char why[REMUS_DISKREC_WHY_BYTES];
     } held[REMUS_DISKS_MAX];
     struct remus_disk_keeper {
         pthread_t thread;
         bool running, forget;       /* forget: the records; otherwise they are renewed */
+        bool failed;                /* a record could not be written, or removed */
+        bool forget_next;           /* ... when the thread has ended */
+        bool tell_local;            /* primary: colo-blkd waits until they are gone */
         atomic_bool done;
         uint64_t us;                /* when it was begun last */
     } keeper;
