@@ -291,7 +291,7 @@ static char error[OPTIONS_ERROR_BYTES];
 static int parse(const char *line)
 {
     static char text[256];
-    static char *argv[32];
+    static char *argv[40];
     char *word, *rest = text;
     int argc = 0;
 
