@@ -729,9 +729,8 @@ TEST(the_fourth_refusal_ends_protection)
 }
 
 /* The guest reads the request of attempt `taken` (0: none, -1: every one) and never suspends. */
-static void never_suspends(struct fixture *f, int taken)
+static void hang(struct fixture *f, int taken)
 {
-    primary_in(f, RP_SUSPEND, 2);
     for (int i = 1; i <= 3; i++) {
         pass(f, 11000 * MS);
         only(f, RA_SUSPEND_CANCEL);
@@ -743,6 +742,42 @@ static void never_suspends(struct fixture *f, int taken)
         only(f, RA_SUSPEND);
     }
     pass(f, 11000 * MS);
+}
+
+static void never_suspends(struct fixture *f, int taken)
+{
+    primary_in(f, RP_SUSPEND, 2);
+    hang(f, taken);
+}
+
+/* xl remus -b: somebody acknowledges, and has kept nothing. */
+static void nowhere_in(struct fixture *f, enum remus_state state, uint64_t epoch)
+{
+    begin(f, REMUS_PRIMARY, "remus", true);
+    f->core.params.nowhere = true;
+    walk_primary(f, state, epoch);
+    expect_state(f, state);
+}
+
+TEST(a_guest_without_a_copy_is_never_fenced_nor_arbitrated_about)
+{
+    static const enum remus_state states[] = { RP_RUN, RP_SEND, RP_APPLY };
+    struct fixture f;
+
+    nowhere_in(&f, RP_RUN, 2);
+    event(&f, RE_SWITCH);
+    expect_nothing(&f);
+    for (size_t i = 0; i < 3; i++) {
+        nowhere_in(&f, states[i], 2);
+        event(&f, RE_LINK_LOST);
+        only(&f, RA_UNPROTECT);
+        event(&f, RE_UNPROTECTED);
+        expect_finish(&f, REMUS_END_FAILED);
+    }
+    nowhere_in(&f, RP_SUSPEND, 2);
+    hang(&f, 1);
+    expect(&f, RA_SUSPEND_CANCEL, RA_SEND_STOP);
+    assert_int_equal(f.out.list[1].value, REMUS_STOP_FAILED);
 }
 
 TEST(a_guest_that_hangs_on_its_way_to_be_suspended_is_fenced_and_its_copy_goes_on)
@@ -2160,6 +2195,7 @@ int main(void)
         T(a_refused_suspend_is_withdrawn_and_tried_again),
         T(a_suspend_that_is_not_answered_is_withdrawn),
         T(the_fourth_refusal_ends_protection),
+        T(a_guest_without_a_copy_is_never_fenced_nor_arbitrated_about),
         T(a_guest_that_hangs_on_its_way_to_be_suspended_is_fenced_and_its_copy_goes_on),
         T(a_guest_that_only_refuses_is_let_go),
         T(a_checkpoint_that_succeeds_forgets_earlier_refusals),

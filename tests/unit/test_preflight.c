@@ -1,4 +1,4 @@
-/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/libxl/remus_program.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c */
+/* LINK: tools/libxl/remus_preflight.c tools/libxl/remus_arbiter.c tools/libxl/remus_program.c tools/xl/options.c tools/libxl/remus_transport.c tools/libxl/remus_tls.c tools/libxl/remus_ktls.c tools/libxl/remus_message.c tools/remus/bypass.c tools/remus/packet.c tools/libxl/remus_core.c */
 /* Every refusal, one by one: a guest and two hosts that are fit, with one thing wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
