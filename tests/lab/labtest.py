@@ -42,6 +42,7 @@ DEADLINE_S = 300
 # Ends whatever a test may have left running on a host. Only the processes of the project and the
 # toolstack's own; a leftover `xl` would react to the next test's guests.
 CLEAN_HOST = r"""
+pkill -KILL -x 'pacemaker.*|corosync' && pkill -KILL -f '[r]esource.d/remus/'
 pkill -KILL -x 'colo-.*|remus-.*|disk-driver|sampler|xl|libxl-save-help'
 for id in $(xenstore-list /local/domain); do
     [ "$id" = 0 ] && continue
@@ -66,7 +67,7 @@ umount /var/lib/lab/small 2>/dev/null
 [ -e /dev/mapper/g1 ] && dmsetup remove g1
 losetup -D
 rm -rf /run/xen/remus/*.json /run/xen/remus/*.lost /etc/xen/remus.d
-rm -f /run/xen/remus/*.dirty /run/xen/remus/*.minder
+rm -f /run/xen/remus/*.dirty /run/xen/remus/*.minder /run/xen/remus/ocf-*
 i=0
 while left=$(xl list | awk 'NR > 1 && $2 > 0'); [ -n "$left" ] && [ "$i" -lt 20 ]; do
     i=$((i + 1))
@@ -93,7 +94,7 @@ echo '== xenstore'; xenstore-ls -f / | head -400
 echo '== dmesg'; dmesg | tail -120
 echo '== xl dmesg'; xl dmesg | tail -200
 for f in /var/log/xen/*.log /var/log/xen/console/*.log /var/log/remus/* /var/log/colo* \
-    /var/log/waker.log; do
+    /var/log/waker.log /var/log/pacemaker/pacemaker.log /var/log/corosync/corosync.log; do
     [ -f "$f" ] && { echo "== $f"; tail -n 80 "$f"; }
 done
 true

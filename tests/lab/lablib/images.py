@@ -18,7 +18,7 @@ WARNINGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Werr
 APT_OPTS = ["-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=300"]
 
 # Bump a layer's number when the code below changes what it makes.
-VERSION = {"boot": 2, "rootfs": 1, "guest": 1, "dom0": 1}
+VERSION = {"boot": 2, "rootfs": 1, "guest": 1, "dom0": 1, "cluster": 1}
 
 
 def lab_path(*parts):
@@ -109,18 +109,42 @@ def debian_sources():
     raise LabError("no apt sources found on this machine")
 
 
+EXCLUDED = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*",
+            "/usr/share/gcc/*"]
+
+
 def build_rootfs(out, lists):
     """A minimal Debian with the Xen tools, as a tar file."""
     packages = [package for path in lists for package in common.read_list(path)]
-    excluded = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*",
-                "/usr/share/gcc/*"]
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + ",".join(packages)]
-    argv += ["--dpkgopt=path-exclude=" + pattern for pattern in excluded]
+    argv += ["--dpkgopt=path-exclude=" + pattern for pattern in EXCLUDED]
     argv += ["bookworm", os.path.join(out, "root.tar"), debian_sources()]
     log = os.path.join(common.BUILD, "mmdebstrap.log")
     with open(log, "w") as f:
         if subprocess.run(argv, stdout=f, stderr=f, stdin=subprocess.DEVNULL).returncode != 0:
             raise LabError("mmdebstrap failed:\n" + common.tail(log))
+
+
+def build_cluster(out, rootfs, packages):
+    """The files of packages that the root file system lacks, and of those they need, as a tar file.
+    No script of theirs runs: what those would have done is with whoever uses the files."""
+    with tempfile.TemporaryDirectory(dir=IMAGES) as temp:
+        status = os.path.join("var", "lib", "dpkg", "status")
+        run(["tar", "-xf", os.path.join(rootfs, "root.tar"), "-C", temp, "./" + status])
+        archives = os.path.join(temp, "archives")
+        os.makedirs(os.path.join(archives, "partial"))
+        run(["apt-get"] + APT_OPTS +
+            ["-o", "Dir::State::status=" + os.path.join(temp, status),
+             "-o", "Dir::Cache::archives=" + archives, "-y", "--no-install-recommends",
+             "--no-upgrade", "--download-only", "install"] + packages)
+        # Only for the shell functions that agents source: none of what it depends on is run.
+        run(["apt-get"] + APT_OPTS + ["download", "resource-agents"], cwd=archives)
+        root = os.path.join(temp, "root")
+        for name in sorted(os.listdir(archives)):
+            if name.endswith(".deb"):
+                run(["dpkg-deb", "-x", os.path.join(archives, name), root])
+        run(["tar", "-C", root, "-czf", os.path.join(out, "cluster.tar.gz")] +
+            ["--exclude=.%s" % pattern for pattern in EXCLUDED] + ["."])
 
 
 def module_paths(boot, names):
@@ -277,6 +301,21 @@ def remove_old_layers(keep):
             continue
         if time.time() - os.stat(path).st_mtime > 3600:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def cluster():
+    """Corosync and Pacemaker for the dom0 of `build`: the path of a tar file, made when it is first
+    asked for."""
+    packages = lab_path("dom0", "packages-cluster.txt")
+    rootfs_key = key_of("rootfs", common.hash_files(lab_path("dom0", "packages.txt")))
+    os.makedirs(IMAGES, exist_ok=True)
+    with common.FileLock(os.path.join(IMAGES, ".lock")):
+        rootfs = layer("rootfs", rootfs_key,
+                       lambda out: build_rootfs(out, [lab_path("dom0", "packages.txt")]))
+        path = layer("cluster", key_of("cluster", rootfs, common.hash_files(packages)),
+                     lambda out: build_cluster(out, rootfs, common.read_list(packages)))
+        remove_old_layers([path])
+    return os.path.join(path, "cluster.tar.gz")
 
 
 def build():
