@@ -23,7 +23,7 @@ bin=$WORLD/bin
 node=$(uname -n)
 
 mkdir -p "$bin" "$WORLD/run"
-cp tests/ocf/xl tests/ocf/crm_attribute "$bin"
+cp tests/ocf/xl tests/ocf/crm_attribute tests/ocf/attrd_updater "$bin"
 export OCF_ROOT=/usr/lib/ocf HA_SBIN_DIR=$bin HA_LOGFACILITY=none HA_LOGFILE=$WORLD/log
 export HA_logfile=$WORLD/log OCF_RESOURCE_INSTANCE=web1 OCF_RESKEY_crm_feature_set=3.16.2
 export OCF_RESKEY_domain=web1 OCF_RESKEY_config=$WORLD/web1.cfg OCF_RESKEY_xl=$bin/xl
@@ -54,7 +54,7 @@ end_keepers() {
 
 fresh() {
     end_keepers
-    rm -rf "$WORLD/run" "$WORLD/here" "$WORLD/attributes" "$WORLD"/{session,remus,calls,score,log}
+    rm -rf "$WORLD/run" "$WORLD/here" "$WORLD/attributes" "$WORLD"/{session,remus,calls,score,log,there}
     mkdir -p "$WORLD/run" "$WORLD/here" "$WORLD/attributes"
     echo 2.1.5 >"$WORLD/attributes/dc-version"
     echo 'name = "web1"' >"$WORLD/web1.cfg"
@@ -125,6 +125,30 @@ echo other >"$WORLD/attributes/remus-newest-web1"
 does 0 start && ! score 10 && does 1 promote && ! called 'create.*' &&
     does 0 promote OCF_RESKEY_shared_disks=true && called 'create.*' && newest "$node"
 result "a guest is not created from old disks" $?
+
+fresh
+does 0 start
+echo 500 >"$WORLD/there"
+does 1 promote OCF_RESKEY_shared_disks=true OCF_RESKEY_CRM_meta_timeout=3000 &&
+    echo 1000 >"$WORLD/there" &&
+    does 1 promote OCF_RESKEY_shared_disks=true OCF_RESKEY_CRM_meta_timeout=3000 &&
+    ! called 'create.*' && echo 10 >"$WORLD/there" &&
+    does 0 promote OCF_RESKEY_shared_disks=true && called 'create.*'
+result "a guest is not created beside one that took over on the other node" $?
+
+fresh
+does 0 start && does 0 notify && ! newest "$node"
+echo run >"$WORLD/here/web1"
+echo "primary protected" >"$WORLD/session"
+does 0 notify && ! newest "$node" && echo unprotected >"$WORLD/session" && does 0 notify &&
+    newest "$node" && score 1000
+result "a takeover is made known before the cluster's next step" $?
+
+fresh
+does 0 start
+echo 5 >"$WORLD/remus"
+does 0 promote && within 5 test -s "$WORLD/run/ocf-web1.ended" && newest other
+result "a guest that was lost to its copy leaves the newest disks there" $?
 
 fresh
 does 0 start

@@ -119,15 +119,16 @@ RESOURCES = """<resources>
       <nvpair id="g1-hosts" name="hosts" value="a=a b=b"/>
       <nvpair id="g1-options" name="options"
         value="--colo --verbose -i 2000 --timeout %d --arbiter %s"/>
+      <nvpair id="g1-shared" name="shared_disks" value="%s"/>
     </instance_attributes>
     <operations>
-      <op id="g1-start" name="start" interval="0" timeout="60s"/>
-      <op id="g1-stop" name="stop" interval="0" timeout="300s"/>
-      <op id="g1-promote" name="promote" interval="0" timeout="300s"/>
-      <op id="g1-demote" name="demote" interval="0" timeout="300s"/>
-      <op id="g1-notify" name="notify" interval="0" timeout="60s"/>
-      <op id="g1-monitor-10" name="monitor" interval="10s" timeout="60s" role="Promoted"/>
-      <op id="g1-monitor-11" name="monitor" interval="11s" timeout="60s" role="Unpromoted"/>
+      <op id="g1-start" name="start" interval="0" timeout="240s"/>
+      <op id="g1-stop" name="stop" interval="0" timeout="600s"/>
+      <op id="g1-promote" name="promote" interval="0" timeout="600s"/>
+      <op id="g1-demote" name="demote" interval="0" timeout="600s"/>
+      <op id="g1-notify" name="notify" interval="0" timeout="240s"/>
+      <op id="g1-monitor-10" name="monitor" interval="10s" timeout="240s" role="Promoted"/>
+      <op id="g1-monitor-11" name="monitor" interval="11s" timeout="240s" role="Unpromoted"/>
     </operations>
   </primitive>
 </clone>
@@ -179,7 +180,7 @@ class PowerSwitch:
 class Cluster:
     """Two nodes, a power switch, and the guest g1 as a promotable resource."""
 
-    def __init__(self, lab):
+    def __init__(self, lab, shared_disks="false"):
         self.lab = lab
         self.guest = labtest.Guest(lab, "g1", lab.guest_addresses("g1")[0])
         self.witness = lab.witness()
@@ -188,7 +189,7 @@ class Cluster:
             list(pool.map(self.prepare, NODES))
             list(pool.map(self.start, NODES))
         wait(lambda: self.online() == {"a", "b"}, 180, "both nodes are online", 1)
-        options = (colo.TIMEOUT_MS, self.witness.spec)
+        options = (colo.TIMEOUT_MS, self.witness.spec, shared_disks)
         for name, value in (("stonith-action", "off"), ("stonith-timeout", "120s"),
                             ("have-watchdog", "false")):
             self.run("a", "crm_attribute -t crm_config -n %s -v %s" % (name, value))
@@ -218,6 +219,17 @@ class Cluster:
 
     def run(self, host, command, **options):
         return self.lab.execute(host, command, timeout_s=60, **options).stdout
+
+    def wait_first(self):
+        """The node that was chosen for the guest, which answers and is protected; the other one."""
+        wait(lambda: "Promoted" in self.roles().values(), 180, "a node is promoted", 1)
+        first = next(n for n, role in self.roles().items() if role == "Promoted")
+        second = "b" if first == "a" else "a"
+        self.lab.guest_wait(first, "g1")
+        self.wait_roles({first: "Promoted", second: "Unpromoted"})
+        self.wait_protected(first)
+        equal(self.failures(), [], "failed actions after the start")
+        return first, second
 
     # ---- What the cluster thinks ----
 
@@ -279,13 +291,7 @@ def test_a_cluster_manages_a_guest_that_does_not_stop(lab):
     """First start, power failure, the node's return, a planned move, and the end."""
     cluster = Cluster(lab)
     guest = cluster.guest
-    wait(lambda: "Promoted" in cluster.roles().values(), 180, "a node is promoted", 1)
-    first = next(n for n, role in cluster.roles().items() if role == "Promoted")
-    second = "b" if first == "a" else "a"
-    lab.guest_wait(first, "g1")
-    cluster.wait_roles({first: "Promoted", second: "Unpromoted"})
-    cluster.wait_protected(first)
-    equal(cluster.failures(), [], "failed actions after the start")
+    first, second = cluster.wait_first()
 
     # The guest's host dies.
     captures = test_arbiter.Captures(lab, guest)
@@ -337,6 +343,45 @@ def test_a_cluster_manages_a_guest_that_does_not_stop(lab):
         equal(cluster.domains(host), [], "domains of %s at the end" % host)
         colo.check_nothing_left(lab, host)
     equal(cluster.failures(), [], "failed actions at the end")
+
+
+@deadline(900)
+def test_a_cluster_follows_a_copy_that_took_over(lab):
+    """The replication link fails, the cluster's second ring does not: nobody is fenced, and a guest
+    that may be created on either node is not created beside its copy."""
+    cluster = Cluster(lab, shared_disks="true")
+    guest = cluster.guest
+    first, second = cluster.wait_first()
+    captures = test_arbiter.Captures(lab, guest)
+    client = lab.client(guest, long=100, short=500, ping=300)
+    client.wait_answers(10)
+    # The first one asks the arbiter in vain, until the other one has its answer.
+    route = "ip route %s blackhole " + CLIENT_IP + "/32"
+    lab.execute(first, route % "add")
+    lab.cut("repl")
+    colo.wait_active(lab, second, "g1", 120)
+    lab.execute(first, route % "del")
+    wait(lambda: guest.domid(first) is None, 60, "the guest that lost is gone", 1)
+    cluster.wait_roles({second: "Promoted", first: "Unpromoted"}, 180)
+    client.wait_answers(10, timeout_s=60)
+    captures.check_one_speaks(second)
+    lab.mend("repl")
+    cluster.wait_protected(second)
+    cluster.wait_roles({second: "Promoted", first: "Unpromoted"})
+    client.wait_answers(10, timeout_s=60)
+    client.stop_without_errors()
+    for host in NODES:
+        log = cluster.run(host, "grep -a 'remus(g1).*not created' /var/log/pacemaker/pacemaker.log;"
+                          " true")
+        print("# refused on %s: %d times" % (host, len(log.splitlines())))
+    for failure in cluster.failures():
+        equal((failure["node"], failure["task"]), (first, "monitor"), "failed: %s" % failure)
+    equal(cluster.power.switched, [], "nodes that were turned off")
+
+    # Protection that ends is begun again.
+    lab.execute(second, "xl remus-stop g1", timeout_s=120)
+    equal(cluster.domains(first), [], "domains of the copy's host")
+    cluster.wait_protected(second)
 
 
 if __name__ == "__main__":
