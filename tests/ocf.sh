@@ -54,7 +54,7 @@ end_keepers() {
 
 fresh() {
     end_keepers
-    rm -rf "$WORLD/run" "$WORLD/here" "$WORLD/attributes" "$WORLD"/{session,remus,calls,score,log,there}
+    rm -rf "$WORLD"/{run,here,attributes,session,remus,calls,score,log,there}
     mkdir -p "$WORLD/run" "$WORLD/here" "$WORLD/attributes"
     echo 2.1.5 >"$WORLD/attributes/dc-version"
     echo 'name = "web1"' >"$WORLD/web1.cfg"
