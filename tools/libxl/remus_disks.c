@@ -533,6 +533,8 @@ static int take_from_minder(struct remus_run *r)
              : remus_disk_daemon(r->h.domid, uv_process_get_pid(&remus_disks_daemon(r)->process));
     if (orphan)
         kill(orphan, SIGTERM);
+    if (rc == -ESRCH)
+        remus_disk_minder_forget(r->h.domid);
     remus_disk_log_path(path, r->h.domid);
     fd = open(path, O_RDWR | O_CLOEXEC);
     rc = fd < 0 ? -errno : -EAGAIN;
