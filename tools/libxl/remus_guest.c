@@ -543,7 +543,7 @@ static bool is_minder(pid_t pid, const char *name)
     return false;
 }
 
-void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count)
+void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int *count)
 {
     struct dirent *entry;
     DIR *proc = opendir("/proc");
@@ -554,7 +554,7 @@ void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count)
     while ((entry = readdir(proc)) && *count < REMUS_XL_PIDS_MAX) {
         pid_t pid = (pid_t)atoi(entry->d_name);
 
-        if (pid > 0 && pid != getpid() && is_minder(pid, name) && !kill(pid, SIGSTOP))
+        if (pid > 0 && pid != getpid() && pid != but && is_minder(pid, name) && !kill(pid, SIGSTOP))
             pids[(*count)++] = pid;
     }
     closedir(proc);

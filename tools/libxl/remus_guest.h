@@ -64,10 +64,11 @@ int remus_guest_resumed(struct xs_handle *xs, uint32_t domid);
 /*
  * The process that `xl create` leaves behind acts on the guest's shutdown events and exits when it
  * sees a suspend: it is stopped (SIGSTOP) for as long as the guest is protected and finds the
- * present state when it goes on.  stop: remembers the processes in pids[]; *count in and out.
+ * present state when it goes on.  stop: remembers the processes in pids[]; *count in and out; but
+ * (0: none) is left alone.
  */
 #define REMUS_XL_PIDS_MAX 4u
-void remus_guest_xl_stop(const char *name, pid_t *pids, unsigned int *count);
+void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int *count);
 void remus_guest_xl_continue(const pid_t *pids, unsigned int count);
 
 /*

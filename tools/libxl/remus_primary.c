@@ -1367,7 +1367,8 @@ int remus_primary_run(const struct remus_session_params *params,
     r->status.domid = params->domid;
     remus_run_introduce(r);
     remus_run_take_requests(r);
-    remus_guest_xl_stop(r->name, p->minders, &p->minder_count);
+    /* Who minds its disks is about to be asked for them. */
+    remus_guest_xl_stop(r->name, remus_disk_minder(r->h.domid), p->minders, &p->minder_count);
     send_hello(r);
     rc = remus_run_loop(r);
 out:

@@ -290,7 +290,7 @@ static void wake_minder(struct rescue *r)
     pid_t pids[REMUS_XL_PIDS_MAX];
     unsigned int count = 0;
 
-    remus_guest_xl_stop(r->name, pids, &count);
+    remus_guest_xl_stop(r->name, 0, pids, &count);
     remus_guest_xl_continue(pids, count);
 }
 
