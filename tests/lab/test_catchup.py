@@ -205,7 +205,7 @@ def comes_back(lab, work):
     disk = wait(probe, 200, "g1 is protected on b", 1)["disks"][0]
     check(disk["sync_done_bytes"] == disk["sync_bytes"] < work.size * 3 // 4,
           "what was compared: %s" % disk)
-    check(WHOLE not in log_of(lab).split("compared as a whole: it is another file")[-1],
+    check(WHOLE not in log_of(lab).split("protecting the guest again")[-1],
           log_of(lab)[-800:])
     print("# of %d MiB, %.1f were compared and %.1f sent" %
           (work.size // MIB, disk["sync_bytes"] / MIB, disk["sync_sent_bytes"] / MIB))
