@@ -11,6 +11,7 @@ SBINDIR  ?= $(PREFIX)/sbin
 LIBEXEC  ?= $(PREFIX)/lib/remus
 INCDIR   ?= $(PREFIX)/include
 MANDIR   ?= $(PREFIX)/share/man
+DOCDIR   ?= $(PREFIX)/share/doc/xl-remus
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
 # Pacemaker looks below /usr/lib/ocf/resource.d only: see xl-remus-ocf(7).
 OCFDIR   ?= $(PREFIX)/lib/ocf/resource.d/remus

@@ -155,31 +155,43 @@ SUM      = tests/run-summary $(RESULTS)
 JOBS    ?= $(shell nproc)
 
 check-fast:
-	@rm -f $(RESULTS)
+	@$(SUM) --begin
 	@$(MAKE) --no-print-directory stages-fast
 	@$(SUM) --total
 
 # The lab's images are built beside the first stages, which leave a core idle for much of the time.
 check: deps
-	@rm -f $(RESULTS)
+	@$(SUM) --begin
 	@mkdir -p $(O); tests/lab/lab build > $(O)/lab-build.log 2>&1 & \
 	$(MAKE) --no-print-directory stages-fast; status=$$?; wait; exit $$status
 	@$(MAKE) --no-print-directory stages-lab
 	@$(SUM) --total
 
 stages-fast:
-	@mkdir -p $(O)
 	@$(SUM) build-$(notdir $(GCC)) $(MAKE) --no-print-directory -k -j$(JOBS) CC=$(GCC) all unit
 	@$(SUM) build-$(notdir $(CLANG)) $(MAKE) --no-print-directory -k -j$(JOBS) CC=$(CLANG) \
 		O=$(O)/$(notdir $(CLANG)) all
 	@$(SUM) build-fuzz $(MAKE) --no-print-directory -k -j$(JOBS) fuzz-build
+	@$(MAKE) --no-print-directory -j$(RUN_JOBS) --output-sync=target $(STAGES:%=stage-%)
+
+# What waits for time to pass comes first, and has a job of its own.
+STAGES   := ocf style units bench-report sim $(UNIT) $(FUZZ)
+RUN_JOBS ?= $(shell expr $(JOBS) + 1)
+
+stage-ocf:
+	@$(SUM) ocf tests/ocf.sh $(O)
+stage-style:
 	@$(SUM) style tests/style.sh
+stage-units:
 	@$(SUM) units tests/units.sh $(O)
-	@if [ -x tests/ocf.sh ]; then $(SUM) ocf tests/ocf.sh $(O); fi
-	@$(foreach t,$(UNIT),$(SUM) $(t) $(O)/tests/unit/$(t);) :
+stage-bench-report:
 	@$(SUM) bench-report tests/bench/check-report
-	@if [ -x tests/sim/check.sh ]; then BUILD=$(O) $(SUM) sim tests/sim/check.sh; fi
-	@$(foreach t,$(FUZZ),$(SUM) $(t) tests/fuzz-run $(O) $(t) $(FUZZ_SECONDS);) :
+stage-sim:
+	@BUILD=$(O) $(SUM) sim tests/sim/check.sh
+$(UNIT:%=stage-%): stage-%:
+	@$(SUM) $* $(O)/tests/unit/$*
+$(FUZZ:%=stage-%): stage-%:
+	@$(SUM) $* tests/fuzz-run $(O) $* $(FUZZ_SECONDS)
 
 stages-lab: all
 	@BUILD=$(O) $(SUM) lab tests/lab/run-all
@@ -188,7 +200,7 @@ check-rest: deps all
 	@BUILD=$(O) tests/lab/run-all rest
 
 fuzz: fuzz-build
-	@rm -f $(RESULTS)
+	@$(SUM) --begin
 	@$(foreach t,$(FUZZ),$(SUM) $(t) tests/fuzz-run $(O) $(t) $(FUZZ_LONG_SECONDS);) :
 	@$(SUM) --total
 
@@ -210,6 +222,10 @@ soak: deps all
 deps:
 	@tests/deps packages.txt $(wildcard tests/lab/packages.txt)
 
+# A host that only builds and runs it needs no lab.
+deps-build:
+	@tests/deps packages.txt
+
 # ---- Installation -----------------------------------------------------------------------------
 
 HELPERS := $(filter-out xl,$(BUILT)) $(notdir $(SCRIPTS))
@@ -229,6 +245,7 @@ $(O)/units/%: tools/remus/systemd/%.in FORCE
 MANPAGES := $(sort $(wildcard docs/man/*.[1578]))
 # man1/xl-remus.1
 MANNAMES := $(foreach p,$(MANPAGES),man$(lastword $(subst ., ,$(p)))/$(notdir $(p)))
+DOCS     := $(sort $(wildcard docs/*.md))
 
 install: all $(UNITS:%=$(O)/units/%) $(OCF)
 	$(INSTALL) -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(INCDIR)/xen/public \
@@ -240,13 +257,15 @@ install: all $(UNITS:%=$(O)/units/%) $(OCF)
 	$(foreach p,$(OCF),$(INSTALL) -m 755 $(p) $(DESTDIR)$(OCFDIR)/$(notdir $(p)) &&) :
 	$(foreach p,$(UNITS),$(INSTALL) -m 644 $(O)/units/$(p) $(DESTDIR)$(UNITDIR)/$(p) &&) :
 	$(foreach p,$(MANNAMES),$(INSTALL) -m 644 docs/man/$(notdir $(p)) $(DESTDIR)$(MANDIR)/$(p) &&) :
+	$(INSTALL) -d $(DESTDIR)$(DOCDIR)
+	$(INSTALL) -m 644 $(DOCS) $(DESTDIR)$(DOCDIR)
 
 uninstall:
 	rm -f $(DESTDIR)$(SBINDIR)/xl $(patsubst %,$(DESTDIR)$(LIBEXEC)/%,$(PROGRAMS) $(notdir $(SCRIPTS))) \
 		$(DESTDIR)$(INCDIR)/xen/public/remus.h \
 		$(MANNAMES:%=$(DESTDIR)$(MANDIR)/%) $(UNITS:%=$(DESTDIR)$(UNITDIR)/%) \
-		$(OCF:$(O)/ocf/%=$(DESTDIR)$(OCFDIR)/%)
-	-rmdir $(DESTDIR)$(LIBEXEC)
+		$(OCF:$(O)/ocf/%=$(DESTDIR)$(OCFDIR)/%) $(DOCS:docs/%=$(DESTDIR)$(DOCDIR)/%)
+	-rmdir $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(DOCDIR)
 
 # ---- The rest -----------------------------------------------------------------------------------
 
@@ -271,10 +290,10 @@ help:
 	@echo 'make bench         figures against the distribution'"'"'s xl remus, in the lab'
 	@echo 'make bench-modes   of these, the report on all modes (MODES_OPTIONS=--help)'
 	@echo 'make soak          long run in the lab'
-	@echo 'make deps          apt-get install what is missing'
+	@echo 'make deps          apt-get install what is missing (deps-build: without the lab)'
 	@echo 'make install       DESTDIR= PREFIX=$(PREFIX)'
 	@echo 'make clean         remove what was built, not the lab images (distclean: those too)'
 
 FORCE:
-.PHONY: check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench bench-modes soak deps \
+.PHONY: $(STAGES:%=stage-%) check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench bench-modes soak deps deps-build \
 	install uninstall clean distclean format help FORCE
