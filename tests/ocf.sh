@@ -200,6 +200,12 @@ does 0 promote && within 5 test -s "$WORLD/run/ocf-web1.ended" &&
 result "a guest that was lost to its copy is destroyed" $?
 
 fresh
+does 0 start && does 0 promote OCF_RESKEY_heartbeat_hosts="other=10.1.0.2:7 $node=10.1.0.1" &&
+    within 5 has_session &&
+    called 'remus --colo --keep-trying --heartbeat-address 10.1.0.2:7 web1 10.0.0.2'
+result "a second network is told of" $?
+
+fresh
 does 0 start && does 0 promote
 echo crashed >"$WORLD/here/web1"
 does 9 monitor OCF_RESKEY_CRM_meta_role=Promoted
@@ -234,6 +240,7 @@ fresh
 does 6 validate-all OCF_RESKEY_hosts="$node=10.0.0.1" &&
     does 6 validate-all OCF_RESKEY_hosts="a=1 b=2" &&
     does 6 validate-all OCF_RESKEY_hosts="$node=1 $node=2" &&
+    does 6 validate-all OCF_RESKEY_heartbeat_hosts="$node=1 c=" &&
     does 6 validate-all OCF_RESKEY_domain='a b' && does 6 validate-all OCF_RESKEY_domain= &&
     does 5 validate-all OCF_RESKEY_config=/nowhere && does 5 validate-all OCF_RESKEY_xl=/nowhere &&
     does 0 validate-all && does 3 nonsense && does 7 monitor OCF_RESKEY_hosts=x \
