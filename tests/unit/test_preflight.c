@@ -142,6 +142,8 @@ PRIMARY(an_interface_of_another_backend, f.guest.vif[0].kernel_backend = false, 
 PRIMARY(an_interface_that_is_not_connected, f.guest.vif[0].connected = false, "not connected",
         "booted")
 PRIMARY(an_interface_with_several_queues, f.guest.vif[0].queues = 2, "2 queues", "max_queues=1")
+PRIMARY(an_interface_with_a_name_of_its_own, strcpy(f.guest.vif[0].ifname, "web"), "called web",
+        "vif7.0")
 PRIMARY(an_interface_without_bridge, f.guest.vif[0].bridge[0] = '\0', "no bridge", "bridge=")
 PRIMARY(too_many_interfaces, unsigned int i; for (i = 1; i < REMUS_VIFS_MAX; i++)
         f.guest.vif[i] = f.guest.vif[0]; f.guest.vifs = REMUS_VIFS_MAX + 1, "9 network", "8")
@@ -155,6 +157,7 @@ PRIMARY(a_missing_device, strcpy(f.host.missing_device, "/dev/xen/evtchn");
         strcpy(f.host.missing_module, "xen-evtchn"), "/dev/xen/evtchn", "modprobe xen-evtchn")
 PRIMARY(a_kernel_that_cannot_hold_packets, f.host.nft_queue = false;
         strcpy(f.host.nft_error, "no such expression"), "no such expression", "nft_queue")
+PRIMARY(a_bridge_that_calls_ip, f.host.bridge_calls_ip = true, "br_netfilter", "sysctl")
 PRIMARY(a_kernel_without_tls, strcpy(f.host.tls_error, "none: run modprobe tls"), "modprobe tls",
         "--plain")
 
@@ -500,6 +503,24 @@ static void a_file_has_options_that_the_line_overrides(void **state)
     assert_string_equal(o.arbiter, "etcd:http://10.0.0.3:2379");
     assert_string_equal(o.ssh, "ssh -p 2222");
     assert_string_equal(o.host, "beta");
+    assert_string_equal(o.mode, "colo");
+    forget(argc, argv);
+}
+
+static void the_mode_of_a_file_gives_way(void **state)
+{
+    char **argv;
+    int argc;
+
+    (void)state;
+    assert_int_equal(defaults("--colo\n", &argc, &argv), 0);
+    argv[argc - 4] = (char *)"--kemari"; /* in the place of --timeout and its value */
+    argv[argc - 3] = (char *)"--kemari";
+    assert_int_equal(remus_options_parse(argc, argv, &o, error), 0);
+    assert_string_equal(o.mode, "kemari");
+    forget(argc, argv);
+    assert_int_equal(defaults("--colo\n--auto\n", &argc, &argv), 0);
+    assert_int_equal(remus_options_parse(argc, argv, &o, error), -EINVAL);
     forget(argc, argv);
 }
 
@@ -560,7 +581,7 @@ static void options_go_to_the_next_session_whole(void **state)
 
     (void)state;
     assert_int_equal(parse("-c -i 500 --rest 20 --deadline 30 --heartbeat 50 --timeout 1000 "
-                           "--sync-rate 7 --plain --compress lz4 -d -n -F --verify "
+                           "--sync-rate 7 --map-cache 64 --plain --compress lz4 -d -n -F --verify "
                            "--arbiter fence:x --reprotect a --keep-trying --json "
                            "--data-address :7000 --heartbeat-address 10.1.0.2 web1 beta"), 0);
     assert_false(remus_options_only_words(&o));
@@ -577,6 +598,7 @@ static void options_go_to_the_next_session_whole(void **state)
     assert_int_equal(o.heartbeat_ms, 50);
     assert_int_equal(o.timeout_ms, 1000);
     assert_int_equal(o.sync_kib, 7 * 1024);
+    assert_int_equal(o.map_cache_mib, 64);
     assert_true(o.plain && o.compress && o.no_disk && o.no_net && o.unsafe && o.verify);
     assert_string_equal(o.arbiter, "fence:x");
     assert_string_equal(o.host, "alpha");
@@ -669,7 +691,8 @@ int main(void)
         T(a_writable_disk_with_d_alone),
         T(an_interface_of_another_backend),
         T(an_interface_that_is_not_connected),
-        T(an_interface_with_several_queues),
+        T(an_interface_with_several_queues), T(an_interface_with_a_name_of_its_own),
+        T(a_bridge_that_calls_ip),
         T(an_interface_without_bridge),
         T(too_many_interfaces),
         T(no_net_without_unsafe),
@@ -708,6 +731,7 @@ int main(void)
         T(help_and_release_need_no_mode),
         T(options_end_at_the_domain),
         T(a_file_has_options_that_the_line_overrides),
+        T(the_mode_of_a_file_gives_way),
         T(a_file_that_is_wrong_names_its_line),
         T(an_arbiter_is_a_name),
         T(options_go_to_the_next_session_whole),

@@ -340,9 +340,6 @@ int remus_facts_guest(struct remus_facts_ctx *f, uint32_t domid, struct remus_gu
         rc = -EIO;
         goto out;
     }
-    /* libxl_domain_info calls a PVH guest HVM: Xen itself does not tell them apart. */
-    if (config.c_info.type == LIBXL_DOMAIN_TYPE_PVH)
-        out->type = REMUS_GUEST_PVH;
     /* The type of info cannot tell PVH from HVM. */
     out->type = config.c_info.type == LIBXL_DOMAIN_TYPE_PV    ? REMUS_GUEST_PV
                 : config.c_info.type == LIBXL_DOMAIN_TYPE_PVH ? REMUS_GUEST_PVH
@@ -459,7 +456,7 @@ static void device_facts(struct remus_host_facts *h, bool secondary)
     } needed[] = {
         {"/dev/xen/privcmd", "xen-privcmd", false},
         {"/dev/xen/evtchn", "xen-evtchn", false},
-        {"/dev/xen/gntdev", "xen-gntdev", true},
+        {"/dev/xen/gntdev", "xen-gntdev", false},
         {"/dev/net/tun", "tun", true},
     };
     size_t i;
@@ -471,6 +468,22 @@ static void device_facts(struct remus_host_facts *h, bool secondary)
         snprintf(h->missing_module, sizeof(h->missing_module), "%s", needed[i].module);
         return;
     }
+}
+
+/* br_netfilter: what a bridge forwards goes through the rules of IP as well, and may be changed,
+ * dropped or queued there. */
+static bool bridge_calls_ip(void)
+{
+    static const char *const nodes[] = {"iptables", "ip6tables", "arptables"};
+    char path[80], text[8];
+    size_t i;
+
+    for (i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++) {
+        snprintf(path, sizeof(path), "/proc/sys/net/bridge/bridge-nf-call-%s", nodes[i]);
+        if (!read_line(path, text, sizeof(text)) && strcmp(text, "0"))
+            return true;
+    }
+    return false;
 }
 
 int remus_facts_host(struct remus_facts_ctx *f, const char *libexec, bool secondary,
@@ -514,6 +527,7 @@ int remus_facts_host(struct remus_facts_ctx *f, const char *libexec, bool second
     }
     device_facts(out, secondary);
     nft_facts(out);
+    out->bridge_calls_ip = bridge_calls_ip();
 out:
     libxl_physinfo_dispose(&phys);
     return rc;

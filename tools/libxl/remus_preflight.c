@@ -110,6 +110,8 @@ static void judge_devices(struct remus_refusals *out, const struct remus_guest_f
 static void judge_vif(struct remus_refusals *out, const struct remus_guest_facts *g,
                       const struct remus_vif_facts *v)
 {
+    char own[24];
+
     if (!v->kernel_backend)
         remus_refuse(out,
                      "interface %u of %s is not served by this host's kernel (vif); emulated and "
@@ -122,6 +124,12 @@ static void judge_vif(struct remus_refusals *out, const struct remus_guest_facts
         remus_refuse(out,
                      "interface %u of %s has %u queues; load xen-netback with max_queues=1 on both "
                      "hosts and start the guest again", v->devid, g->name, v->queues);
+    snprintf(own, sizeof(own), "vif%u.%u", g->domid, v->devid);
+    if (strcmp(v->ifname, own))
+        remus_refuse(out,
+                     "interface %u of %s is called %s in dom0 (vifname=); this version knows it as "
+                     "%s only: leave vifname out and start the guest again", v->devid, g->name,
+                     v->ifname, own);
     if (!v->bridge[0])
         remus_refuse(out, "interface %u of %s is on no bridge; give it one (bridge=NAME)", v->devid,
                      g->name);
@@ -175,6 +183,12 @@ static void judge_facilities(struct remus_refusals *out, const struct remus_host
                      "%s cannot hold packets of a bridge (%s): its kernel needs nft_queue, "
                      "nfnetlink_queue and the nftables bridge family", h->name,
                      h->nft_error[0] ? h->nft_error : "no reason given");
+    if (packets && h->bridge_calls_ip)
+        remus_refuse(out,
+                     "on %s br_netfilter hands what bridges forward to the rules of iptables too; "
+                     "run there: sysctl net.bridge.bridge-nf-call-iptables=0 "
+                     "net.bridge.bridge-nf-call-ip6tables=0 "
+                     "net.bridge.bridge-nf-call-arptables=0", h->name);
     if (!w->plain && h->tls_error[0])
         remus_refuse(out,
                      "%s cannot encrypt what goes to the other host: %s; or use --plain, if nobody "
@@ -187,7 +201,7 @@ static void judge_arbiter(struct remus_refusals *out, const struct remus_wishes 
     if (!w->arbiter && !w->unsafe)
         remus_refuse(out,
                      "no arbiter: when only the link between the hosts fails, both would go on; "
-                     "name one (--arbiter etcd:URL, fence:COMMAND or manual, on the command line "
+                     "name one (--arbiter etcd:URL, fence[:NAME] or manual, on the command line "
                      "or in " REMUS_CONFIG_FILE "), or accept that with -F");
 }
 

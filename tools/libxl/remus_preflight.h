@@ -77,6 +77,7 @@ struct remus_host_facts {
     /* nft's queue statement in the bridge family, and NFQUEUE itself */
     bool nft_queue;
     char nft_error[128];
+    bool bridge_calls_ip;        /* br_netfilter */
     char tls_error[128];         /* why the kernel cannot encrypt a connection; empty: it can */
 };
 

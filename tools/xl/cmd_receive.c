@@ -294,7 +294,7 @@ static bool take_hello(struct receiver *r, const struct remus_message *m)
          sizeof(r->guest.name) - 1);
     WANT(copy_text(m, "host", r->peer, sizeof(r->peer)), "the primary's name is missing");
     WANT(copy_text(m, "mode", r->mode, sizeof(r->mode)) && remus_mode_by_name(r->mode),
-         "this version offers COLO only");
+         "the primary's mode is not known here: install the same version on both hosts");
     WANT(copy_text(m, "session", r->session_text, sizeof(r->session_text)) &&
              !uuid_parse(r->session_text, r->session),
          "the session's UUID is missing");

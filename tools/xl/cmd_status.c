@@ -168,7 +168,8 @@ static unsigned int read_sessions(struct session *list)
         memset(s, 0, sizeof(*s));
         s->domid = domid;
         read_node(xs, domid, REMUS_XS_NODE "/role", s->role, sizeof(s->role));
-        if (!s->role[0])
+        /* A role without a session: its disks are minded, see print_minded(). */
+        if (!s->role[0] || (!strcmp(s->role, "unprotected") && remus_disk_minder(domid)))
             continue;
         read_node(xs, domid, "name", s->name, sizeof(s->name));
         read_node(xs, domid, REMUS_XS_NODE "/mode", s->mode, sizeof(s->mode));
@@ -303,27 +304,8 @@ static void print_details(const struct session *s)
 
 static void print_row(const struct session *s)
 {
-    printf("%-20s %5u %-11s %-6s %-17s %9llu %s\n", s->name, s->domid, s->role, s->mode,
+    printf("%-20s %5u %-11s %-7s %-17s %9llu %s\n", s->name, s->domid, s->role, s->mode,
            s->live ? s->state : "no process", (unsigned long long)s->epoch, s->peer);
-}
-
-/* Guests whose disks were kept when their session ended. */
-static void print_minded(void)
-{
-    DIR *dir = opendir(REMUS_RUN_DIR);
-    struct dirent *entry;
-
-    while (dir && (entry = readdir(dir))) {
-        char *end;
-        uint32_t domid = (uint32_t)strtoul(entry->d_name, &end, 10);
-
-        if (end != entry->d_name && !strcmp(end, ".minder") && remus_disk_minder(domid))
-            printf("The disks of domain %u are served by colo-blkd, which notes what is written "
-                   "for its next session;\nto give them back: xl remus --release %u\n", domid,
-                   domid);
-    }
-    if (dir)
-        closedir(dir);
 }
 
 static bool is_meant(const struct session *s, const char *domain)
@@ -332,6 +314,32 @@ static bool is_meant(const struct session *s, const char *domain)
 
     snprintf(domid, sizeof(domid), "%u", s->domid);
     return !domain || !strcmp(domain, s->name) || !strcmp(domain, domid);
+}
+
+/* Guests whose disks were kept when their session ended, or `domain` of them. */
+static void print_minded(const char *domain)
+{
+    struct xs_handle *xs = xs_open(0);
+    DIR *dir = opendir(REMUS_RUN_DIR);
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir))) {
+        char *end;
+        struct session s = { .domid = (uint32_t)strtoul(entry->d_name, &end, 10) };
+
+        if (end == entry->d_name || strcmp(end, ".minder") || !remus_disk_minder(s.domid))
+            continue;
+        if (xs)
+            read_node(xs, s.domid, "name", s.name, sizeof(s.name));
+        if (is_meant(&s, domain))
+            printf("%s is not protected; its disks are served by colo-blkd, which notes what is "
+                   "written for the next\nsession; to give them back: xl remus --release %u\n",
+                   s.name, s.domid);
+    }
+    if (dir)
+        closedir(dir);
+    if (xs)
+        xs_close(xs);
 }
 
 static void print_metrics(const struct session *list, unsigned int count, const char *domain)
@@ -382,7 +390,7 @@ static int show(enum form form, const char *domain)
             print_json(s);
         if (form == FORM_TABLE) {
             if (!shown)
-                printf("%-20s %5s %-11s %-6s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
+                printf("%-20s %5s %-11s %-7s %-17s %9s %s\n", "Name", "ID", "Role", "Mode", "State",
                        "Epoch", "Peer");
             print_row(s);
             if (domain)
@@ -397,6 +405,8 @@ static int show(enum form form, const char *domain)
         free(list[i].text);
     free(list);
     if (domain && !live) {
+        if (form == FORM_TABLE)
+            print_minded(domain);
         fprintf(stderr, shown ? "xl remus-status: the session of %s has no process any more\n"
                               : "xl remus-status: %s is not protected, and no copy, on this host\n",
                 domain);
@@ -404,8 +414,8 @@ static int show(enum form form, const char *domain)
     }
     if (!shown && form == FORM_TABLE)
         puts("No guest of this host is protected, and it holds no copy.");
-    if (!domain && form == FORM_TABLE)
-        print_minded();
+    if (form == FORM_TABLE)
+        print_minded(domain);
     return XL_ENDED;
 }
 

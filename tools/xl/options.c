@@ -44,10 +44,12 @@ const char remus_options_help[] =
     "      --heartbeat MS       interval of signs of life (default 100)\n"
     "      --timeout MS         HOST silent for this long is lost (default 3000)\n"
     "      --sync-rate MIB      read at most this much a second when disks are made equal\n"
+    "      --map-cache MIB      keep at most this much of the guest mapped here between\n"
+    "                           checkpoints (default: all of it)\n"
     "\n"
     "When the hosts lose each other:\n"
     "      --arbiter NAME[:ARG]     who decides which side goes on: etcd:URL[,URL...],\n"
-    "                           fence:COMMAND, manual (see xl remus-decide), or none (needs -F)\n"
+    "                           fence[:NAME], manual (see xl remus-decide), or none (needs -F)\n"
     "\n"
     "After a loss:\n"
     "      --reprotect HOST2    after a takeover the copy is protected in its turn, towards HOST2\n"
@@ -87,6 +89,7 @@ enum {
     OPT_DATA, OPT_HEARTBEAT, OPT_TIMEOUT, OPT_JSON, OPT_VERIFY, OPT_RELEASE, OPT_LIBEXEC,
     OPT_BYPASS, OPT_BYPASS_FILE, OPT_SYNC_RATE, OPT_ARBITER, OPT_REPROTECT, OPT_KEEP_TRYING,
     OPT_PLAIN, OPT_COMPRESS, OPT_CATCH_UP, OPT_HEARTBEAT_ADDRESS,
+    OPT_GIVEN, OPT_MAP_CACHE,
 };
 
 static const struct option long_options[] = {
@@ -108,6 +111,7 @@ static const struct option long_options[] = {
     {"heartbeat", required_argument, NULL, OPT_HEARTBEAT},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"sync-rate", required_argument, NULL, OPT_SYNC_RATE},
+    {"map-cache", required_argument, NULL, OPT_MAP_CACHE},
     {"arbiter", required_argument, NULL, OPT_ARBITER},
     {"reprotect", required_argument, NULL, OPT_REPROTECT},
     {"keep-trying", no_argument, NULL, OPT_KEEP_TRYING},
@@ -126,8 +130,9 @@ static const struct option long_options[] = {
     {"release", no_argument, NULL, OPT_RELEASE},
     {"libexec", required_argument, NULL, OPT_LIBEXEC},
     {"help", no_argument, NULL, 'h'},
+    /* Behind those of a file, which give way: remus_options_defaults() puts it there. */
+    {"given", no_argument, NULL, OPT_GIVEN},
     /* Of the distribution's xl remus; refused with the reason. */
-    {"blackhole", no_argument, NULL, 'b'},
     {"netbuf-script", required_argument, NULL, 'N'},
     {"userspace-proxy", no_argument, NULL, 'p'},
     {"no-wait", no_argument, NULL, 'e'},
@@ -347,6 +352,7 @@ void remus_options_words(const struct remus_options *o, void (*add)(void *arg, c
     add_number(add, arg, "--heartbeat", o->heartbeat_ms);
     add_number(add, arg, "--timeout", o->timeout_ms);
     add_number(add, arg, "--sync-rate", o->sync_kib / 1024);
+    add_number(add, arg, "--map-cache", o->map_cache_mib);
     add(arg, "--arbiter");
     add(arg, o->arbiter);
     for (i = 0; i < o->bypass_count; i++) {
@@ -407,7 +413,7 @@ static int add_words(char *line, char **words, int *count)
 int remus_options_defaults(const char *path, int argc, char **argv, int *out_argc, char ***out_argv,
                            char *error)
 {
-    char **words = calloc((size_t)argc + OPTIONS_FILE_WORDS + 1, sizeof(words[0])), line[512];
+    char **words = calloc((size_t)argc + OPTIONS_FILE_WORDS + 2, sizeof(words[0])), line[512];
     FILE *file = fopen(path, "re");
     int count = 1, i, rc = words ? 0 : -ENOMEM;
     unsigned int number = 0;
@@ -426,6 +432,8 @@ int remus_options_defaults(const char *path, int argc, char **argv, int *out_arg
     }
     if (file)
         fclose(file);
+    if (!rc && count > 1 && !(words[count++] = strdup("--given")))
+        rc = -ENOMEM;
     if (rc) {
         while (words && count-- > 1)
             free(words[count]);
@@ -442,6 +450,7 @@ int remus_options_defaults(const char *path, int argc, char **argv, int *out_arg
 
 int remus_options_parse(int argc, char **argv, struct remus_options *o, char *error)
 {
+    const char *by_default = NULL;
     int option, rc;
 
     memset(o, 0, sizeof(*o));
@@ -468,6 +477,10 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
         case OPT_AUTO:
             rc = set_mode(o, "auto", error);
             break;
+        case OPT_GIVEN:
+            by_default = o->mode;
+            o->mode = NULL;
+            break;
         case 'i':
             rc = parse_ms(optarg, "-i", 10, &o->period_ms, error);
             break;
@@ -488,6 +501,9 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
             rc = parse_number(optarg, "--sync-rate", "MiB a second", 1, 1000000, &o->sync_kib,
                               error);
             o->sync_kib *= 1024;
+            break;
+        case OPT_MAP_CACHE:
+            rc = parse_number(optarg, "--map-cache", "MiB", 4, 1u << 24, &o->map_cache_mib, error);
             break;
         case OPT_REPROTECT:
             o->reprotect = optarg;
@@ -601,5 +617,7 @@ int remus_options_parse(int argc, char **argv, struct remus_options *o, char *er
         if (rc)
             return rc;
     }
+    if (!o->mode)
+        o->mode = by_default;
     return check(o, argc, optind, argv, error);
 }

@@ -16,6 +16,7 @@ struct remus_options {
     const char *mode;               /* name of a row of the mode table */
     uint32_t period_ms, rest_ms, heartbeat_ms, timeout_ms, deadline_ms; /* 0: default */
     uint32_t sync_kib;              /* a second; 0: as fast as it goes */
+    uint32_t map_cache_mib;         /* 0: the whole guest */
     bool no_net, no_disk, unsafe;
     bool blackhole;                 /* no copy: to see what protection would cost */
     bool plain;                     /* the data is not encrypted */
