@@ -995,6 +995,18 @@ TEST(a_guest_that_cannot_be_resumed_is_left_to_the_secondary)
     expect_finish(&f, REMUS_END_HANDED_OVER);
 }
 
+TEST(a_copy_in_the_middle_of_an_epoch_is_not_told_but_finds_out)
+{
+    struct fixture f;
+
+    primary_in(&f, RP_SEND, 3);
+    event(&f, RE_SUSPENDED);
+    f.out.count = 0;
+    resume_fails_for_good(&f);
+    expect(&f, RA_FENCE_AND_STOP, RA_FINISH);
+    expect_finish(&f, REMUS_END_FENCED);
+}
+
 TEST(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over)
 {
     struct fixture f;
@@ -1677,7 +1689,7 @@ TEST(rules_that_cannot_be_removed_are_tried_again_and_then_reported)
     }
     assert_int_equal(again, 9);
     expect_finish(&f, REMUS_END_FAILED);
-    assert_non_null(strstr(f.out.list[0].text, "by hand"));
+    assert_non_null(strstr(f.out.list[0].text, "xl remus --release"));
 }
 
 TEST(unprotect_that_is_not_answered_is_given_again)
@@ -2107,7 +2119,7 @@ TEST(a_copy_that_cannot_be_destroyed_is_let_go_all_the_same)
     f.now += 10000 * MS;
     event(&f, RE_TICK);
     expect(&f, RA_SEND_STOPPED, RA_FINISH);
-    assert_non_null(strstr(f.out.list[1].text, "by hand"));
+    assert_non_null(strstr(f.out.list[1].text, "xl destroy"));
 }
 
 TEST(a_session_that_is_over_ignores_everything)
@@ -2213,6 +2225,7 @@ int main(void)
         T(a_resume_that_is_not_answered_is_given_again),
         T(a_guest_that_cannot_be_resumed_is_left_to_the_secondary),
         T(a_guest_that_cannot_be_resumed_without_a_secondary_ends_as_failed),
+        T(a_copy_in_the_middle_of_an_epoch_is_not_told_but_finds_out),
         T(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over),
         T(a_copy_that_is_handed_the_guest_takes_over_without_asking),
         T(a_copy_is_handed_nothing_in_the_middle_of_an_epoch),

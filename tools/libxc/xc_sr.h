@@ -236,7 +236,6 @@ int xc_sr_primary_stage(struct xc_sr_primary *p, struct xc_sr_epoch *e) XC_SR_MU
  * it ended by itself; -ESRCH: it is gone.
  */
 int xc_sr_resume(const struct xc_sr_handles *h) XC_SR_MUST_CHECK;
-uint64_t xc_sr_primary_pages(const struct xc_sr_primary *p);
 void xc_sr_primary_close(struct xc_sr_primary *p, bool disable_log_dirty);
 
 /* ---- The secondary's side (xc_sr_secondary.c) ------------------------------------------------ */

@@ -363,11 +363,6 @@ int xc_sr_resume(const struct xc_sr_handles *h)
     return 0;
 }
 
-uint64_t xc_sr_primary_pages(const struct xc_sr_primary *p)
-{
-    return p->physmap.pages;
-}
-
 void xc_sr_primary_close(struct xc_sr_primary *p, bool disable_log_dirty)
 {
     if (!p)

@@ -678,13 +678,13 @@ static void p_fence(struct remus_core *c, struct remus_actions *out)
 /*
  * The copy is to be the guest.  It hears so when this one is fenced, and need not ask the arbiter,
  * whose way of granting may be to turn this host off; if the word is lost with the link it asks.
- * A copy that has no whole checkpoint cannot be told.
+ * A copy that has no whole checkpoint cannot be told, nor one that receives or applies an epoch.
  */
 static void p_hand_over(struct remus_core *c, struct remus_actions *out)
 {
     struct remus_action *a;
 
-    if (!c->applied || has(c, F_LOST)) {
+    if (!c->applied || has(c, F_LOST) || c->state == RP_SEND || c->state == RP_APPLY) {
         p_fence(c, out);
         return;
     }
@@ -1224,7 +1224,6 @@ static void p_let_go_stopped(struct remus_core *c, const struct remus_event *e,
 static void p_operator(struct remus_core *c, const struct remus_event *e,
                        struct remus_actions *out)
 {
-    c->want_stop = true;
     if (!has(c, F_ENDING)) {
         because(c, "%s", text_of(e, "stopped by the operator"));
     }
@@ -1340,8 +1339,8 @@ static void p_unprotect_again(struct remus_core *c, struct remus_actions *out)
         p_unprotect(c, out);
         return;
     }
-    snprintf(c->reason, sizeof(c->reason), "the rules of protection could not be removed, remove "
-             "them by hand");
+    snprintf(c->reason, sizeof(c->reason), "the rules of protection could not be removed: xl remus "
+             "--release does it");
     c->stop_reason = REMUS_STOP_FAILED;
     c->flags &= ~F_PEER_MAY_RUN;
     p_finish(c, out);
@@ -1540,7 +1539,6 @@ static void s_operator(struct remus_core *c, const struct remus_event *e,
 {
     struct remus_action *a;
 
-    c->want_stop = true;
     if (has(c, F_LOST)) {
         return;
     }
@@ -1648,7 +1646,7 @@ static void s_destroy_timeout(struct remus_core *c, const struct remus_event *e,
 
     (void)e;
     memcpy(was, c->reason, sizeof(was));
-    snprintf(c->reason, sizeof(c->reason), "the copy could not be destroyed, destroy it by hand "
+    snprintf(c->reason, sizeof(c->reason), "the copy could not be destroyed: xl destroy does it "
              "(%.100s)", was);
     s_over(c, out);
 }

@@ -173,7 +173,8 @@ enum remus_action_type {
                              * is to run -> APPLIED */
     RA_DROP_PARTIAL,        /* forget an incomplete epoch */
     RA_TAKEOVER,            /* open output, rename, announce -> ACTIVE */
-    RA_DESTROY,             /* destroy the copy -> DESTROYED */
+    RA_DESTROY,             /* stop the copy and its backends for good -> DESTROYED; the domain
+                             * itself may take until after RA_FINISH */
     /* both */
     RA_SEND_STOP,           /* .value = REMUS_STOP_*, .detail = guest's reason, .text */
     RA_SEND_STOPPED, RA_SEND_ERROR, RA_SEND_HEARTBEAT, RA_SEND_READY,
@@ -214,7 +215,7 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint64_t epoch;          /* that runs (primary); that was applied last + 1 (secondary) */
     uint64_t acked, applied; /* newest */
     uint64_t now_us, entered_us, epoch_began_us, heard_us, heartbeat_us, checkpoint_done_us;
-    bool want_checkpoint, want_stop, want_switch, guest_stopped, output_held_for_peer;
+    bool want_checkpoint, want_switch, guest_stopped, output_held_for_peer;
     const struct replication_mode *mode;  /* of the epoch that runs; never one that chooses */
     bool chooses;            /* .mode is chosen by what divergence costs (see remus_core.c) */
     /* private additions of remus_core.c below this line */

@@ -799,6 +799,33 @@ static bool ends_as_told(struct remus_run *r)
     return !rc;
 }
 
+/*
+ * All that the guest has asked is answered, and colo-blkd takes no more.  One that died has left
+ * requests without an answer, which another one knows of: it is started for that.
+ */
+static int bring_to_rest(struct remus_run *r)
+{
+    struct remus_disks *d = &r->disks;
+    unsigned int tries = 2;
+    int rc;
+
+    while (tries--) {
+        rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+        if (!rc)
+            rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests,
+                                           GIVE_REST_MS);
+        if (rc != -EPIPE && rc != -ECONNRESET)
+            break;
+        /* Its end may not have been noticed, and is not news any more. */
+        remus_disks_daemon(r)->expected_to_end = remus_disks_daemon(r)->killed = true;
+        if (tries) {
+            remus_run_log(r, XC_SR_WARN, "colo-blkd died while it gave the guest's disks back");
+            remus_disks_revive(r);
+        }
+    }
+    return rc;
+}
+
 void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
 {
     struct remus_disks *d = &r->disks;
@@ -809,17 +836,15 @@ void remus_disks_give(struct remus_run *r, enum remus_disks_fate fate)
 
     if (!d->taken)
         return;
-    d->taken = false;
-    if (fate == REMUS_DISKS_LEFT && d->stopped && ends_as_told(r))
+    if (fate == REMUS_DISKS_LEFT && d->stopped && ends_as_told(r)) {
+        d->taken = false;
         return;
+    }
     records_revoke(r);
     ctl_say(remus_disks_fd(r), CTL_BLK_LOCAL, 0, 0, NULL);
-    if (fate != REMUS_DISKS_CLOSED) {
-        rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
-        if (!rc)
-            rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests,
-                                           GIVE_REST_MS);
-    }
+    if (fate != REMUS_DISKS_CLOSED)
+        rc = bring_to_rest(r);
+    d->taken = false;
     /* Whoever binds to a ring whose requests are not all answered loses some. */
     if (rc && remus_disks_fd(r) >= 0) {
         failed(r, "brought to rest; colo-blkd goes on serving them, and ends after it was told to "
@@ -862,11 +887,8 @@ bool remus_disks_keep(struct remus_run *r)
 void remus_disks_leave(struct remus_run *r)
 {
     struct remus_disks *d = &r->disks;
-    int rc = ctl_say(remus_disks_fd(r), CTL_DETACH, 0, ++d->rests, NULL);
+    int rc = bring_to_rest(r);
 
-    if (!rc)
-        rc = remus_run_daemon_wait_for(remus_disks_daemon(r), CTL_DETACHED, d->rests,
-                                       GIVE_REST_MS);
     d->taken = false;
     if (rc && remus_disks_fd(r) >= 0) {
         failed(r, "brought to rest; colo-blkd goes on serving them", rc);

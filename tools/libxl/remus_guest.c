@@ -21,7 +21,6 @@
 #define REMUS_DEVICES_MAX (REMUS_VIFS_MAX > REMUS_DISKS_MAX ? REMUS_VIFS_MAX : REMUS_DISKS_MAX)
 #define FRONTENDS_BYTES_MAX 65536u
 #define STATE_CONNECTED "4"
-#define LATE_SUSPEND_MS 10000u
 
 static char *read_node(struct xs_handle *xs, const char *path)
 {
@@ -446,7 +445,7 @@ static uint64_t now_ms(void)
 static void resume_when_suspended(xc_interface *xch, struct xs_handle *xs, uint32_t domid)
 {
     struct xc_sr_handles h = { .xch = xch, .domid = domid };
-    uint64_t deadline = now_ms() + LATE_SUSPEND_MS;
+    uint64_t deadline = now_ms() + REMUS_LATE_SUSPEND_MS;
     uint32_t reason;
 
     while (now_ms() < deadline) {
@@ -547,14 +546,18 @@ void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int 
 {
     struct dirent *entry;
     DIR *proc = opendir("/proc");
+    const unsigned int had = *count;
 
-    *count = 0;
     if (!proc)
         return;
     while ((entry = readdir(proc)) && *count < REMUS_XL_PIDS_MAX) {
         pid_t pid = (pid_t)atoi(entry->d_name);
+        unsigned int i;
 
-        if (pid > 0 && pid != getpid() && pid != but && is_minder(pid, name) && !kill(pid, SIGSTOP))
+        for (i = 0; i < had && pids[i] != pid; i++)
+            ;
+        if (i == had && pid > 0 && pid != getpid() && pid != but && is_minder(pid, name) &&
+            !kill(pid, SIGSTOP))
             pids[(*count)++] = pid;
     }
     closedir(proc);

@@ -46,6 +46,10 @@ enum remus_guest_run { REMUS_GUEST_RUNS, REMUS_GUEST_SUSPENDED, REMUS_GUEST_ENDE
 /* reason: SHUTDOWN_* for ENDED, ~0 when the domain is gone or dying. */
 enum remus_guest_run remus_guest_state(xc_interface *xch, uint32_t domid, uint32_t *reason);
 
+/* A request that the guest took is followed by its suspend within this, or not at all: Linux gives
+ * up freezing its processes after 20 s. */
+#define REMUS_LATE_SUSPEND_MS 25000u
+
 /*
  * For a thread that may block: asks for a suspend and waits on the watch until the guest has
  * done it.  cancelled is looked at a few times a second.  -ETIMEDOUT, -ECANCELED, -ESHUTDOWN (the
@@ -64,8 +68,8 @@ int remus_guest_resumed(struct xs_handle *xs, uint32_t domid);
 /*
  * The process that `xl create` leaves behind acts on the guest's shutdown events and exits when it
  * sees a suspend: it is stopped (SIGSTOP) for as long as the guest is protected and finds the
- * present state when it goes on.  stop: remembers the processes in pids[]; *count in and out; but
- * (0: none) is left alone.
+ * present state when it goes on.  stop: adds those that are not there yet to pids[]; *count in and
+ * out; but (0: none) is left alone.
  */
 #define REMUS_XL_PIDS_MAX 4u
 void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int *count);

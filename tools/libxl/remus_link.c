@@ -25,6 +25,7 @@
 #define LINK_EVENTS     (EPOLLIN | EPOLLRDHUP | EPOLLET)
 #define LINK_TURN_US    20000u      /* of reading, then heartbeats have their turn */
 #define SECOND_BEATS    10u         /* a host that has only just woken has not sent as many */
+#define BROKEN_US       300000u     /* for reading to come to its end by itself */
 
 /* ---- Loss ---- */
 
@@ -110,7 +111,28 @@ static void path_lost(struct remus_path *path, const char *what, const char *why
         remus_run_log(r, XC_SR_WARN, "the second path to %s %s: %s", r->p->peer, what, why);
 }
 
-void remus_run_link_look(struct remus_run *r)
+/*
+ * Nothing can be written any more.  What the other side said last may still lie here unread, a STOP
+ * or STOPPED most of all: reading ends soon, with the end that it finds, or is ended.
+ */
+static void path_broken(struct remus_path *path, const char *why)
+{
+    if (path->open && !path->broken_us) {
+        path->broken_us = remus_run_now_us();
+        snprintf(path->broken_why, sizeof(path->broken_why), "%s", why);
+    }
+}
+
+static void look_at_broken(struct remus_path *path)
+{
+    if (path->open && path->broken_us && !path->broken_told &&
+        remus_run_now_us() - path->broken_us > BROKEN_US) {
+        path->broken_told = true;
+        path_lost(path, "broke", path->broken_why);
+    }
+}
+
+static void look_at_silence(struct remus_run *r)
 {
     uint64_t silent_us = remus_run_now_us() - r->link.heard_us;
 
@@ -118,6 +140,13 @@ void remus_run_link_look(struct remus_run *r)
         r->second_beats >= SECOND_BEATS && silent_us > remus_core_timeout_us(&r->core))
         remus_run_link_lost(r, "nothing has come over the link from %.60s for %llu ms",
                             r->p->peer, (unsigned long long)(silent_us / 1000));
+}
+
+void remus_run_link_look(struct remus_run *r)
+{
+    look_at_broken(&r->link);
+    look_at_broken(&r->second);
+    look_at_silence(r);
 }
 
 enum remus_second_path remus_run_second_path(const struct remus_run *r)
@@ -146,7 +175,7 @@ static void on_written(uv_write_t *request, int status)
     free(w->buffer);
     free(w);
     if (status < 0) {
-        path_lost(path, "broke", uv_strerror(status));
+        path_broken(path, uv_strerror(status));
         return;
     }
     if (path == &r->link && !remus_run_link_full(r) && r->ops->drained)
@@ -160,7 +189,7 @@ static void path_send(struct remus_path *path, uint8_t *buffer, uint32_t length)
     uv_buf_t buf = uv_buf_init((char *)buffer, length);
     int rc = UV_EPIPE;
 
-    if (path->open) {
+    if (path->open && !path->broken_us) {
         w = malloc(sizeof(*w));
         rc = UV_ENOMEM;
         if (w) {
@@ -172,7 +201,7 @@ static void path_send(struct remus_path *path, uint8_t *buffer, uint32_t length)
     if (rc) {
         free(w);
         free(buffer);
-        path_lost(path, "takes nothing", uv_strerror(rc));
+        path_broken(path, uv_strerror(rc));
     }
 }
 

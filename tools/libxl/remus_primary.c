@@ -99,7 +99,6 @@ struct primary {
     bool sending;
     uint64_t frontends_read_us;
     uv_timer_t drain_timer, send_timer;
-    bool drain_timer_open;
 };
 
 static struct primary *self(struct remus_run *r)
@@ -327,6 +326,8 @@ static void begin(struct primary *p)
     struct remus_run *r = &p->run;
     int rc = r->p->disk ? remus_disks_protect(r) : 0;
 
+    /* Who had the disks has let go of them; after a takeover it minds the guest's end, too. */
+    remus_guest_xl_stop(r->name, 0, p->minders, &p->minder_count);
     if (rc)
         remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)rc, "the guest's disks cannot be taken "
                        "over: %s", strerror(-rc));
@@ -395,7 +396,8 @@ static void look_at_guest(struct primary *p)
         }
         break;
     case REMUS_GUEST_ENDED:
-        remus_run_post(r, RE_GUEST_ENDED, 0, reason, "the guest ended by itself");
+        remus_run_post(r, RE_GUEST_ENDED, 0, reason == ~0u ? UINT64_MAX : reason,
+                       "the guest ended by itself");
         break;
     }
 }
@@ -657,7 +659,7 @@ static void rules_remove(struct primary *p)
 
         if (remus_nft_unprotect(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "the rules of %s stay: %s; to remove them: "
-                          "nft delete table bridge remus", p->vifs[i].netdev, error);
+                          "xl remus --release %u", p->vifs[i].netdev, error, p->run.h.domid);
     }
     p->rules_in = false;
 }
@@ -1035,6 +1037,11 @@ static void primary_frame(struct remus_run *r, const struct remus_frame *f,
         remus_run_post(r, RE_PEER_READY, 0, 0, NULL);
         break;
     case REMUS_FRAME_ACK:
+        if (p->sending) {
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "epoch %lu was acknowledged before it was sent",
+                           (unsigned long)f->epoch);
+            break;
+        }
         p->acked_us = remus_run_now_us();
         r->status.ack_us = p->acked_us - p->sent_us;
         remus_run_post(r, RE_PEER_ACK, f->epoch, 0, NULL);
@@ -1224,6 +1231,7 @@ static void mind(struct primary *p, struct remus_session_result *result)
         return;
     }
     result->disks_kept = true;
+    remus_guest_publish_open(r->xs, r->h.domid);
     remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
     remus_guest_publish(r->xs, r->h.domid, "reason", "colo-blkd notes what is written to its "
                         "disks, for the next session");
@@ -1240,7 +1248,7 @@ static void mind(struct primary *p, struct remus_session_result *result)
 static int start_proxy(struct primary *p)
 {
     const struct remus_session_params *sp = p->run.p;
-    char domid[16], vif[REMUS_VIFS_MAX][48], min[16], max[16];
+    char domid[16], vif[REMUS_VIFS_MAX][48], max[16];
     char bypass[REMUS_BYPASS_MAX][REMUS_BYPASS_TEXT_MAX];
     char *args[10 + 2 * REMUS_VIFS_MAX + 2 * REMUS_BYPASS_MAX];
     char error[200] = "";
@@ -1267,11 +1275,6 @@ static int start_proxy(struct primary *p)
         remus_run_log(&p->run, XC_SR_INFO, "not protected: %s", bypass[i]);
         args[n++] = "--bypass";
         args[n++] = bypass[i];
-    }
-    if (sp->deadline_min_ms) {
-        snprintf(min, sizeof(min), "%u", sp->deadline_min_ms);
-        args[n++] = "--deadline-min-ms";
-        args[n++] = min;
     }
     snprintf(max, sizeof(max), "%u", sp->deadline_max_ms ? sp->deadline_max_ms
              : DEADLINE_MAX_MS);
@@ -1390,7 +1393,9 @@ out:
         remus_guest_unpublish(r->xs, params->domid);
     xc_sr_cache_free(p->cache);
     xc_sr_epoch_free(&p->epoch);
-    remus_guest_xl_continue(p->minders, p->minder_count);
+    /* It would start a guest that has ended anew, and without a fence. */
+    if (!p->fenced)
+        remus_guest_xl_continue(p->minders, p->minder_count);
     if (r->disks.kept)
         mind(p, result);
     remus_run_dispose(r);

@@ -1045,7 +1045,6 @@ int remus_run_init(struct remus_run *r, const struct remus_session_params *p,
     if (rc)
         return rc;
     r->xs_poll.data = r;
-    r->xs_poll_open = true;
     return 0;
 }
 

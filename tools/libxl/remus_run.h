@@ -65,8 +65,9 @@ struct remus_path {
     uv_tcp_t tcp;
     uv_poll_t poll;                 /* of .epoll: what is read: see path_open */
     int epoll;
-    bool open, poll_open;
-    uint64_t heard_us;
+    bool open, poll_open, broken_told;
+    uint64_t heard_us, broken_us;   /* since when nothing can be written; 0: it can */
+    char broken_why[64];
     struct remus_decoder *decoder;
 };
 
@@ -166,7 +167,7 @@ struct remus_run {
     uint32_t last_word_bytes;
     uv_timer_t timer, period;
     uv_poll_t xs_poll;
-    bool timers_open, xs_poll_open;
+    bool timers_open;
 
     struct xc_sr_handles h;
     struct xs_handle *xs;

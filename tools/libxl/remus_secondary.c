@@ -31,6 +31,8 @@
 #define GIVE_MS             10000u
 #define GIVE_AGAIN_US       5000000u
 #define SETTLE_MIN_US       3000000u /* colo-shadowd has told since what it has to do */
+#define DESTROY_TRIES       10u
+#define DESTROY_AGAIN_US    1000000u
 #define QUIESCE_TRIES       50u
 #define QUIESCE_US          500u
 #define CONFIG_HEAD_MAX     128u
@@ -49,13 +51,15 @@ struct secondary {
     unsigned int primary_domid;
     uv_process_t builder;
     uv_pipe_t builder_in, builder_out, builder_stream;
-    bool builder_open, builder_running, builder_failed, link_paused, stream_ended, stream_closed;
+    bool builder_open, builder_running, link_paused, stream_closed;
     char builder_line[32];
     size_t builder_line_bytes;
     bool first_run;                 /* the copy runs its resume path */
     bool suspend_asked;             /* ... and is to suspend at its end */
     uint64_t first_run_us, stream_bytes;
     bool destroying;
+    bool greeted;
+    bool silenced;          /* by destroy(): the domain itself is still to be destroyed */
 
     /* life */
     unsigned int vif_count;
@@ -436,6 +440,14 @@ static int write_frontends(struct secondary *s)
     return r->p->net ? remus_guest_vifs(r->xs, r->h.domid, s->vifs, &s->vif_count) : 0;
 }
 
+/* One that has ended by itself keeps its descriptor, which nobody answers on. */
+static bool shadowd_lives(const struct secondary *s)
+{
+    return s->run.daemon.fd >= 0 && !s->run.daemon.killed;
+}
+
+/* A copy without colo-shadowd is the guest all the same, with the kernel's backend, once it is to
+ * take over. */
 static int attach(struct secondary *s, uint64_t running_epoch)
 {
     struct remus_run *r = &s->run;
@@ -444,7 +456,7 @@ static int attach(struct secondary *s, uint64_t running_epoch)
     unsigned int i;
     int rc;
 
-    if (!s->vif_count || r->daemon.fd < 0)
+    if (!s->vif_count || !shadowd_lives(s))
         return 0;
     for (i = 0; i < s->vif_count; i++)
         list[i] = s->vifs[i].attach;
@@ -457,7 +469,7 @@ static int detach(struct secondary *s, uint64_t epoch)
     struct remus_run *r = &s->run;
     int rc;
 
-    if (!s->vif_count)
+    if (!s->vif_count || !shadowd_lives(s))
         return 0;
     rc = ctl_say(r->daemon.fd, CTL_DETACH, 0, epoch, NULL);
     return rc ? rc : remus_run_daemon_wait(&r->daemon, CTL_DETACHED, CONTROL_MS);
@@ -525,7 +537,7 @@ static int run_copy(struct secondary *s, const char **step)
         rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
     }
     s->running = !rc;
-    if (!rc && s->vif_count && r->daemon.fd >= 0)
+    if (!rc && s->vif_count && shadowd_lives(s))
         rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
     if (!rc)
         rc = remus_disks_run(r);
@@ -716,13 +728,14 @@ static void take_over(struct secondary *s)
                        "over: %s", strerror(-rc));
         return;
     }
-    if (s->vif_count && r->daemon.fd < 0 && !s->vifs_given && remus_run_now_us() >= s->give_us) {
+    if (s->vif_count && !shadowd_lives(s) && !s->vifs_given &&
+        remus_run_now_us() >= s->give_us) {
         remus_run_log(r, XC_SR_ERROR, "colo-shadowd is gone: the kernel's backend takes the "
                       "guest's interfaces, connections that are new since the last checkpoint "
                       "break");
         give_vifs(s);
     }
-    if (s->vif_count && r->daemon.fd < 0 && !s->vifs_given)
+    if (s->vif_count && !shadowd_lives(s) && !s->vifs_given)
         rc = -EAGAIN;
     for (i = 0; !rc && !s->vifs_given && i < s->vif_count; i++)
         rc = bridge_tap(s, i);
@@ -754,7 +767,7 @@ static void settle(struct secondary *s)
 
     if (s->settled)
         return;
-    if (!s->vifs_given && remus_run_now_us() >= s->give_us && (!s->vif_count || r->daemon.fd < 0 ||
+    if (!s->vifs_given && remus_run_now_us() >= s->give_us && (!s->vif_count || !shadowd_lives(s) ||
                            (remus_run_now_us() - s->active_us > SETTLE_MIN_US &&
                             !r->status.net.flows)))
         give_vifs(s);
@@ -848,11 +861,13 @@ static void mind_end(struct secondary *s, uint32_t reason)
 
 /* ---- Letting go ------------------------------------------------------------------------------ */
 
+/*
+ * From here on the copy says and writes nothing more, which is all that the primary waits for.  To
+ * take its memory apart takes seconds and is waited for: see destroy_domain().
+ */
 static void destroy(struct secondary *s)
 {
     struct remus_run *r = &s->run;
-    char domid[16], *args[] = { "remus-guest", "destroy", domid, NULL };
-    int rc;
 
     end_stream(s);
     if (s->builder_running) {
@@ -861,22 +876,32 @@ static void destroy(struct secondary *s)
     }
     remus_run_work_wait(r);
     /* Not one more write of its own: the other host's disks are to be as of the last checkpoint. */
-    if (r->h.domid)
-        xc_domain_pause(r->h.xch, r->h.domid);
+    if (r->h.domid && xc_domain_pause(r->h.xch, r->h.domid) && errno != ESRCH) {
+        remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)-errno, "domain %u, the copy of %s, "
+                       "cannot be paused: %s; xl destroy %u", r->h.domid, s->guest_name,
+                       strerror(errno), r->h.domid);
+        return;
+    }
     remus_run_daemon_stop(&r->daemon);
     remus_disks_end(r);
-    if (r->h.domid) {
-        snprintf(domid, sizeof(domid), "%u", r->h.domid);
-        rc = remus_run_command(r, args, NULL, 0, NULL, 0);
-        if (rc) {
-            remus_run_post(r, RE_FAILED, 0, (uint64_t)(int64_t)-EIO, "domain %u, the copy of %s, "
-                           "cannot be destroyed; it is paused: xl destroy %u", r->h.domid,
-                           s->guest_name, r->h.domid);
-            return;
-        }
-        r->h.domid = 0;
-    }
+    s->silenced = true;
     remus_run_post(r, RE_DESTROYED, 0, 0, NULL);
+}
+
+/* When the session is over. */
+static void destroy_domain(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    char domid[16], *args[] = { "remus-guest", "destroy", domid, NULL };
+    unsigned int tries = DESTROY_TRIES;
+    int rc;
+
+    snprintf(domid, sizeof(domid), "%u", r->h.domid);
+    while ((rc = remus_run_command(r, args, NULL, 0, NULL, 0)) && --tries)
+        usleep(DESTROY_AGAIN_US);
+    if (rc)
+        remus_run_log(r, XC_SR_ERROR, "domain %u, the copy of %s, cannot be destroyed; it is "
+                      "paused: xl destroy %u", r->h.domid, s->guest_name, r->h.domid);
 }
 
 static void secondary_action(struct remus_run *r, const struct remus_action *a)
@@ -1028,11 +1053,21 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
             remus_run_post(r, RE_PEER_BAD, 0, 0, "HELLO of %u bytes", f->length);
             break;
         }
+        if (s->greeted) {
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "a second HELLO");
+            break;
+        }
+        s->greeted = true;
         memcpy(&hello, payload, sizeof(hello));
         if (hello.version != REMUS_PROTOCOL_VERSION || hello.mode != r->p->core.mode->wire)
             remus_run_post(r, RE_PEER_BAD, 0, 0, "%s speaks version %u, mode %u of the protocol, "
                            "this host version %u, mode %u", r->p->peer, hello.version, hello.mode,
                            REMUS_PROTOCOL_VERSION, r->p->core.mode->wire);
+        else if (hello.heartbeat_ms != r->p->core.heartbeat_ms ||
+                 hello.timeout_ms != r->p->core.timeout_ms ||
+                 memcmp(hello.session, r->p->session, sizeof(hello.session)))
+            remus_run_post(r, RE_PEER_BAD, 0, 0, "%s does not mean the session that was agreed on",
+                           r->p->peer);
         else if (hello.flags & ~REMUS_HELLO_FLAGS)
             remus_run_post(r, RE_PEER_BAD, 0, 0, "%s wants something unknown (flags %#x)",
                            r->p->peer, hello.flags);
@@ -1049,8 +1084,7 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
     case REMUS_FRAME_STREAM:
         stream_frame(s, f, payload);
         break;
-    case REMUS_FRAME_STREAM_END:
-        s->stream_ended = true;
+    case REMUS_FRAME_STREAM_END: /* the builder sees the end in the stream itself */
         break;
     case REMUS_FRAME_PAGES:
     case REMUS_FRAME_RECORD:
@@ -1118,6 +1152,8 @@ static void secondary_watch(struct remus_run *r)
         else if (s->first_run)
             remus_run_post(r, RE_FAILED, 0, 0, "the copy ended while it resumed (reason %u)",
                            reason);
+        else if (reason == ~0u)
+            remus_run_post(r, RE_GUEST_ENDED, 0, UINT64_MAX, NULL);
         /*
          * Otherwise the primary's guest is about to do the same, or the next checkpoint repairs
          * it.
@@ -1166,6 +1202,8 @@ int remus_secondary_run(const struct remus_session_params *params,
         remus_guest_unpublish(s->run.xs, s->run.h.domid);
     remus_run_work_wait(&s->run);
     xc_sr_secondary_close(s->sr, false);
+    if (s->silenced && s->run.h.domid)
+        destroy_domain(s);
     remus_run_dispose(&s->run);
     for (i = 0; i < REMUS_VIFS_MAX; i++)
         if (s->taps[i] >= 0)

@@ -95,8 +95,8 @@ struct remus_session_params {
         REMUS_KEEP_ALWAYS,
     } keep_disks;
     const char *libexec;            /* directory of colo-proxyd, colo-shadowd, remus-save-helper */
-    uint64_t cache_pages;           /* budget of the page-mapping cache; 0: whole guest */
-    uint32_t deadline_min_ms, deadline_max_ms; /* comparison; 0: defaults */
+    uint64_t cache_pages;           /* primary: budget of the page-mapping cache; 0: whole guest */
+    uint32_t deadline_max_ms;       /* comparison; 0: default */
     const struct remus_bypass *bypass; /* primary: traffic that is not protected */
     unsigned int bypass_count;
     uint8_t session[16];            /* UUID */

@@ -191,11 +191,6 @@ int blkio_wait(struct blkio *io, int timeout_ms)
     return rc < 0 && rc != -EAGAIN && rc != -EBUSY && rc != -EINTR && rc != -ETIME ? rc : 0;
 }
 
-bool blkio_waits(const struct blkio *io)
-{
-    return io_uring_sq_ready(&io->ring) != 0;
-}
-
 /* What is left of an operation after so many bytes.  false: nothing. */
 static bool go_on(struct blkio_op *op, uint64_t moved)
 {

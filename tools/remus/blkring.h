@@ -23,7 +23,6 @@
 #define BLKRING_PAGES_MAX   16u     /* ring-page-order up to 4 */
 #define BLKRING_SECTOR      512u
 #define BLKRING_SEGS_MAX    256u    /* of one request: feature-max-indirect-segments */
-#define BLKRING_BYTES_MAX   (BLKRING_SEGS_MAX * BLKRING_PAGE)
 
 /* How the guest lays out a slot: the node `protocol` of its frontend. */
 enum blkring_abi { BLKRING_X86_64, BLKRING_X86_32 };

@@ -831,13 +831,12 @@ int nfq_table_read(int fd, const struct nfq *q, struct nfq_table_entry *out)
         used += (size_t)r;
         text[used] = '\0';
         while ((end = strchr(line, '\n'))) {
-            unsigned int queue, port, held, mode, range, dropped, user_dropped;
+            unsigned int queue, port, held, mode, range, dropped;
 
-            if (sscanf(line, "%u %u %u %u %u %u %u", &queue, &port, &held, &mode, &range,
-                       &dropped, &user_dropped) == 7 && queue == q->queue) {
+            if (sscanf(line, "%u %u %u %u %u %u", &queue, &port, &held, &mode, &range,
+                       &dropped) == 6 && queue == q->queue) {
                 out->held = held;
                 out->dropped_full = dropped;
-                out->dropped_unread = user_dropped;
                 return 0;
             }
             line = end + 1;

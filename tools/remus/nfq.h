@@ -99,11 +99,11 @@ int nfq_backlog(const struct nfq *q, uint32_t *bytes, uint32_t *limit);
 
 void nfq_stats_get(const struct nfq *q, struct nfq_stats *out);
 
-/* The kernel's own count of one queue.  Drops of a queue at its maxlen can be seen nowhere else. */
+/* The kernel's own count of one queue.  Drops of a queue at its maxlen can be seen nowhere else;
+ * those of a socket that was full are a gap in the ids. */
 struct nfq_table_entry {
     uint32_t held;           /* frames without a verdict, read by us or not */
     uint32_t dropped_full;   /* since bind, queue at maxlen */
-    uint32_t dropped_unread; /* since bind, our socket was full */
 };
 /* A descriptor that goes on working without a file system, or negative errno. */
 int nfq_table_open(void);

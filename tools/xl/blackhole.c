@@ -29,7 +29,6 @@ struct hole {
     struct remus_decoder *decoder;
     int fds[REMUS_CHANNELS];
     uint64_t heard_us;              /* the primary's newest heartbeat, by its own clock */
-    uint64_t epochs;
     bool over;
 };
 
@@ -84,7 +83,6 @@ static int take_frame(struct hole *h, const struct remus_frame *f, const uint8_t
     case REMUS_FRAME_STREAM_END:
         return send_frame(h, REMUS_FRAME_READY, 0, NULL, 0);
     case REMUS_FRAME_EPOCH_END:
-        h->epochs = f->epoch;
         rc = send_frame(h, REMUS_FRAME_ACK, f->epoch, NULL, 0);
         return rc ? rc : send_frame(h, REMUS_FRAME_APPLIED, f->epoch, &applied, sizeof(applied));
     case REMUS_FRAME_STOP:

@@ -141,7 +141,7 @@ static int give_up(struct supervisor *s, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    display_end(&s->d, code, code == XL_USAGE ? "usage" : "not-begun", text, NULL);
+    display_end(&s->d, code, "not-begun", text, NULL);
     return code;
 }
 
@@ -184,6 +184,23 @@ static void ask_gates(struct supervisor *s, struct remus_refusals *refusals)
         remus_refuse(refusals, "%s", said);
 }
 
+/* Held from here to the end of this process and of the worker.  What a dead session has fenced may
+ * be the wrong one of two: nothing else is said of it. */
+static void lock_guest(struct supervisor *s, struct remus_refusals *refusals)
+{
+    pid_t holder;
+    int rc = remus_session_lock(s->guest.domid, &s->lock_fd, &holder);
+
+    if (rc == -EBUSY)
+        remus_refuse(refusals, "%s is being protected by another process", s->guest.name);
+    else if (rc)
+        remus_refuse(refusals, "%s cannot be written: %s", REMUS_RUN_DIR, strerror(-rc));
+    else if (rescue_cut_off(s->guest.domid))
+        remus_refuse(refusals, "%s is cut off from its network, because a session of it died or "
+                     "gave it up; if no copy of it runs elsewhere: xl remus --release %s",
+                     s->guest.name, s->guest.name);
+}
+
 static int examine(struct supervisor *s)
 {
     struct remus_wishes wishes = {
@@ -194,7 +211,6 @@ static int examine(struct supervisor *s)
     struct remus_refusals *refusals = calloc(1, sizeof(*refusals));
     char libexec[256];
     uint32_t domid;
-    pid_t holder;
     int rc, code = 0;
 
     if (!refusals)
@@ -217,7 +233,9 @@ static int examine(struct supervisor *s)
         remus_facts_tls(&s->here);
     if (rc)
         remus_refuse(refusals, "%s", s->error);
-    else
+    else if (s->guest.exists && s->guest.domid && !s->guest.locked)
+        lock_guest(s, refusals);
+    if (!refusals->count)
         remus_preflight_primary(refusals, &s->guest, &s->here, &wishes);
     if (s->o.blackhole && s->guest.disk_count)
         remus_refuse(refusals, "-b has nowhere to replicate the disks of %s to: it is for guests "
@@ -226,18 +244,6 @@ static int examine(struct supervisor *s)
         check_arbiter(s, refusals);
     if (!refusals->count)
         ask_gates(s, refusals);
-    if (!refusals->count) {
-        /* Held from here to the end of this process and of the worker. */
-        rc = remus_session_lock(s->guest.domid, &s->lock_fd, &holder);
-        if (rc == -EBUSY)
-            remus_refuse(refusals, "%s is being protected by another process", s->guest.name);
-        else if (rc)
-            remus_refuse(refusals, "%s cannot be written: %s", REMUS_RUN_DIR, strerror(-rc));
-        else if (rescue_cut_off(s->guest.domid))
-            remus_refuse(refusals, "%s is cut off from its network, because a session of it died; "
-                         "if no copy of it runs elsewhere: xl remus --release %s", s->guest.name,
-                         s->guest.name);
-    }
     if (refusals->count)
         code = print_refusals(s, refusals, NULL);
 out:
@@ -565,6 +571,7 @@ static int start(struct supervisor *s)
         .packet_fd = s->fds[REMUS_CHANNEL_PACKETS],
         .libexec = s->here.libexec,
         .deadline_max_ms = s->o.deadline_ms,
+        .cache_pages = (uint64_t)s->o.map_cache_mib * (1u << 20) / 4096,
         .bypass = s->o.bypass,
         .bypass_count = s->o.bypass_count,
         .disk = s->guest.disk_count > 0,
@@ -948,7 +955,9 @@ static int end_by_fate(struct supervisor *s)
                    : rc         ? "is not protected; what could not be repaired is said above"
                                 : "runs unprotected");
     }
-    if (!stopped)
+    if (stopped)
+        (void)rescue_cut_off(s->guest.domid);
+    else
         (void)rescue_resume(&guest, false, say_rescue, s);
     return end(s, XL_UNDECIDED, "undecided",
                "%s %s, because %s does not answer and may have taken over. If it has: xl destroy "

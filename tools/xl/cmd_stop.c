@@ -171,7 +171,12 @@ static int request(const char *word, const char *domain, const char *what)
         fprintf(stderr, "xl %s: the session of %s goes on (see: xl remus-status %s)\n", word,
                 domain, domain);
     } else if (failover && domain_is_there(xs, domid)) {
-        fprintf(stderr, "xl %s: the copy did not take over; %s runs here\n", word, domain);
+        if (rescue_is_paused(domid))
+            fprintf(stderr, "xl %s: %s is paused and cut off here, and the other host did not say "
+                    "that its copy took over.\nIf it did: xl destroy %s.  If that host is off: "
+                    "xl remus --release %s\n", word, domain, domain, domain);
+        else
+            fprintf(stderr, "xl %s: the copy did not take over; %s runs here\n", word, domain);
     } else {
         printf(failover ? "%s runs on the other host\n" : "protection of %s has ended\n", domain);
         code = XL_ENDED;

@@ -26,8 +26,6 @@
 #include "tools/libxl/remus_preflight.h"
 #include "tools/remus/nftrules.h"
 
-/* A suspend that the dead coordinator asked for and the guest has begun ends within this. */
-#define RESCUE_SUSPEND_MS 3000u
 #define RESCUE_DISKS_MS   10000u
 #define RESCUE_MERGE_MS   600000u
 
@@ -102,7 +100,7 @@ static void rescue_close(struct rescue *r)
 /* Out of suspension, also of one that is only on its way. */
 static void run_again(struct rescue *r, bool wait)
 {
-    uint64_t deadline = remus_now_ms() + RESCUE_SUSPEND_MS;
+    uint64_t deadline = remus_now_ms() + REMUS_LATE_SUSPEND_MS;
     char path[64], *request;
     enum remus_guest_run state;
     uint32_t reason;
@@ -134,6 +132,8 @@ static void run_again(struct rescue *r, bool wait)
             note(r, rc, "%s is suspended and could not be resumed: %s", r->name, strerror(-rc));
         else
             note(r, 0, "%s was suspended and runs again", r->name);
+        if (!rc)
+            remus_guest_resumed(r->xs, r->h.domid);
     }
     if (xc_domain_getinfo(r->h.xch, r->h.domid, 1, &info) == 1 && info.domid == r->h.domid &&
         info.paused) {
@@ -167,23 +167,6 @@ static void remove_rules(struct rescue *r)
     }
 }
 
-/* Interfaces that the operator gave a name of their own (vifname=). */
-static void remove_named_rules(struct rescue *r)
-{
-    struct remus_vif vifs[REMUS_VIFS_MAX];
-    unsigned int count = 0, i;
-    char error[200] = "";
-    int rc;
-
-    if (remus_guest_vifs(r->xs, r->h.domid, vifs, &count))
-        return;
-    for (i = 0; i < count; i++) {
-        rc = remus_nft_unprotect(vifs[i].netdev, error, sizeof(error));
-        if (rc)
-            note(r, rc, "the rules of %s could not be removed: %s", vifs[i].netdev, error);
-    }
-}
-
 /* Its own, as seen in dom0, but for those of a device model. */
 static void set_links(uint32_t domid, bool up)
 {
@@ -206,6 +189,18 @@ static void set_links(uint32_t domid, bool up)
     if (fd >= 0)
         close(fd);
     if_freenameindex(all);
+}
+
+bool rescue_is_paused(uint32_t domid)
+{
+    xc_interface *xch = xc_interface_open(NULL, NULL, 0);
+    xc_dominfo_t info;
+    bool paused = xch && xc_domain_getinfo(xch, domid, 1, &info) == 1 && info.domid == domid &&
+                  (info.paused || (info.shutdown && info.shutdown_reason == SHUTDOWN_suspend));
+
+    if (xch)
+        xc_interface_close(xch);
+    return paused;
 }
 
 bool rescue_cut_off(uint32_t domid)
@@ -319,14 +314,14 @@ int rescue_resume(const struct rescue_guest *guest, bool unfence, rescue_say say
         goto out;
     if (!unfence)
         set_links(domid, false);
+    else
+        remove_rules(&r);
     run_again(&r, true);
     if (xc_shadow_control(r.h.xch, domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0) < 0 &&
         errno != EINVAL && errno != ESRCH)
         note(&r, -errno, "tracking of dirty pages could not be turned off: %s", strerror(errno));
     give_disks(&r);
     if (unfence) {
-        remove_rules(&r);
-        remove_named_rules(&r);
         set_links(domid, true);
         remus_guest_unpublish(r.xs, domid);
         wake_minder(&r);
@@ -341,9 +336,8 @@ int rescue_check(const struct rescue_guest *guest, bool wait, rescue_say say, vo
     struct rescue r = {.say = say, .arg = arg, .name = guest->name};
 
     if (!rescue_open(&r, guest)) {
-        run_again(&r, wait);
         remove_rules(&r);
-        remove_named_rules(&r);
+        run_again(&r, wait);
     }
     rescue_close(&r);
     return r.rc;

@@ -38,6 +38,8 @@ int rescue_check(const struct rescue_guest *guest, bool wait, rescue_say say, vo
 /* Takes the interfaces of a guest down that the rules of a dead session fence.  Whether there are
  * any. */
 bool rescue_cut_off(uint32_t domid);
+/* Whether it is stopped, as a guest is whose copy was told to take over. */
+bool rescue_is_paused(uint32_t domid);
 /* The copy elsewhere is the guest now: destroys the one here, without a word from it. */
 int rescue_destroy(const struct rescue_guest *guest, rescue_say say, void *arg);
 

@@ -1,9 +1,10 @@
 /*
  * remus.h: the wire format and the xenstore interface of non-stop virtual machines.
  *
- * Everything that crosses from one host to the other stands on this page: three byte streams, the
- * link (coordinator to coordinator), the packet channel (colo-proxyd to colo-shadowd) and the disk
- * channel (colo-blkd to colo-blkd), each a sequence of frames.  All integers are little endian.
+ * Everything that crosses from one host to the other stands on this page: four byte streams, the
+ * link (coordinator to coordinator), the packet channel (colo-proxyd to colo-shadowd), the disk
+ * channel (colo-blkd to colo-blkd) and, if there is a second network, the heartbeats on it, each a
+ * sequence of frames.  All integers are little endian.
  * Every length is bounded here; a receiver rejects anything beyond a bound before it allocates or
  * copies.  The prose, the order rules and the octet diagrams are in docs/protocol.md.
  */
@@ -245,8 +246,9 @@ struct remus_disk_open {            /* the disk as the guest knows it */
 
 /*
  * Under /local/domain/DOMID/remus, owned by dom0 and unreadable to the guest:
- *   role    "primary" | "secondary" | "unprotected"
- *   mode    "colo" | "remus" | ...
+ *   role    "primary" | "secondary" | "unprotected" (after a takeover, and while disks are minded)
+ *   mode    "colo" | "remus" | ..., as asked for; on the copy's host, as the session began
+ *   running-mode  the one that runs
  *   state   a state name of docs/protocol.md
  *   protected "1" if a copy could take over now, else "0"
  *   health  "ok" | "degraded" (protected, but less well than it should be) | "unprotected"
