@@ -1055,6 +1055,40 @@ static void s25_a_flow_older_than_protection_is_taken_up_at_its_data(void **stat
     checkpoint(CTL_WHY_DIVERGED);
 }
 
+/* [0, 500) of the primary was lost on the way here, and the copy said something else there. */
+static void a_flow_taken_up_behind_a_frame_that_was_lost_waits_for_the_epoch(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    cmp_missed(w->c);
+    p = primary(DATA(500, 500));
+    secondary(DATA(500, 500));
+    held(p);
+    p = primary(DATA(0, 500)); /* again */
+    bytes[100] ^= 1;
+    secondary(DATA(0, 500));
+    bytes[100] ^= 1;
+    held(p);
+    whole_checkpoint();
+    released(p);
+    p = primary(DATA(1000, 100));
+    secondary(DATA(1000, 100));
+    released(p);
+}
+
+static void a_known_flow_is_compared_though_a_frame_was_lost(void **state)
+{
+    uint64_t p;
+
+    (void)state;
+    known_flow();
+    cmp_missed(w->c);
+    p = primary(DATA(0, 500));
+    secondary(DATA(0, 500));
+    released(p);
+}
+
 static void without_a_copy_that_runs_output_waits_for_its_epoch(void **state)
 {
     uint64_t p1, p2;
@@ -2330,6 +2364,8 @@ int main(void)
         T(s25_a_flow_older_than_protection_is_taken_up_at_its_data),
         T(without_a_copy_that_runs_output_waits_for_its_epoch),
         T(when_the_copy_runs_again_connections_are_taken_up_where_they_are),
+        T(a_flow_taken_up_behind_a_frame_that_was_lost_waits_for_the_epoch),
+        T(a_known_flow_is_compared_though_a_frame_was_lost),
         T(s25_a_flow_taken_up_at_a_keepalive_is_not_held_for_the_gap),
         T(s26_udp_in_another_order_is_released),
         T(s26_each_equal_datagram_answers_for_one),

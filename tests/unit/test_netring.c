@@ -417,6 +417,9 @@ static void producers_that_go_backwards_are_refused(void **state)
     tx_ring_bell(f);
     assert_int_equal(take(f), 1);
     assert_int_equal(take(f), 1);
+    f->tx_page.ring.req_prod = 1; /* both are taken, none is answered */
+    assert_int_equal(take(f), -EPROTO);
+    assert_int_equal(netring_tx_attach(&f->tx, &f->tx_page, DOMID), 0);
     f->tx_page.ring.req_prod = (RING_IDX)-2;
     assert_int_equal(take(f), -EPROTO);
 

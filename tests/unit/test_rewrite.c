@@ -731,6 +731,29 @@ static void closed_flows_age(void **state)
     assert_int_equal(rewriting(f), 0);
 }
 
+static void a_reset_that_the_guest_ignores_ends_nothing(void **state)
+{
+    struct fixture *f = *state;
+    int i;
+
+    accept_one(f);
+    rewrite_failover(f->rw, f->now_us);
+    PASSES(OUTPUT(.flags = ACK, .seq = S_ISN + 1, .ack = 5000));
+    PASSES(INPUT(.flags = RST, .seq = 4999));
+    f->now_us += REWRITE_CLOSED_US + 1;
+    for (i = 0; i < 3; i++) {
+        rewrite_tick(f->rw, f->now_us);
+    }
+    PASSES(OUTPUT(.flags = ACK, .seq = S_ISN + 1, .ack = 5000));
+    assert_int_equal(f->p.tcp.seq, P_ISN + 1);
+    PASSES(INPUT(.flags = RST, .seq = 5100)); /* 100 bytes have come since */
+    f->now_us += REWRITE_CLOSED_US + 1;
+    for (i = 0; i < 3; i++) {
+        rewrite_tick(f->rw, f->now_us);
+    }
+    assert_true(rewrite_idle(f->rw));
+}
+
 static void established_flows_do_not_age_in_hours(void **state)
 {
     struct fixture *f = *state;
@@ -895,6 +918,7 @@ int main(void)
         TEST(both_corrections_meet_in_one_frame),
         TEST(closed_flows_age),
         TEST(established_flows_do_not_age_in_hours),
+        TEST(a_reset_that_the_guest_ignores_ends_nothing),
         SMALL(a_full_table_gives_up_old_and_half_open_flows_first),
         SMALL(a_table_full_of_flows_that_matter_takes_no_more),
         TEST(an_icmp_error_quotes_the_secondarys_number),

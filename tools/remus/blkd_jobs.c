@@ -552,6 +552,8 @@ static void consider(struct job *j)
     }
     if (req->barrier || b->wait.count || must_wait(j) || !job_pages(j)) {
         job_list_add(&b->wait, j);
+        /* What it waits for may all be done: nothing else would have it looked at again. */
+        b->busy = b->busy || req->barrier;
     } else {
         start(j);
     }

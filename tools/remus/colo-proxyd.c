@@ -534,6 +534,10 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
         vif_ask(v, CTL_WHY_OUTPUT, NULL, "output of %u bytes", frame->wire_length);
     }
     s = frame->truncated && p->rule == CTL_RULE_COMPARE ? NULL : slot_take(o, frame);
+    /* Near its limit the kernel may drop before it can be seen there. */
+    if (!s || frame->gap || vif_held(v) >= p->output_maxlen / 4 * 3) {
+        cmp_missed(v->cmp);
+    }
     if (!s) {
         v->stats.dropped++;
         proxy_log(p, 1, "%s: output frame of %u bytes dropped: %s", v->name, frame->wire_length,
@@ -580,6 +584,8 @@ static void output_check_lost(struct output *o)
     }
 }
 
+static void table_check(struct vif *v);
+
 static int output_read(struct output *o, unsigned int batches, bool exact, bool *more)
 {
     struct vif *v = o->vif;
@@ -587,6 +593,9 @@ static int output_read(struct output *o, unsigned int batches, bool exact, bool 
     int rc = nfq_recv(o->nfq, output_frame, o, batches, exact, more);
 
     output_check_lost(o);
+    if (*more) {
+        table_check(v); /* there are many: some may have been dropped behind those */
+    }
     if (vif_held(v) >= most / 4 * 3) {
         vif_ask(v, CTL_WHY_QUEUE, NULL, "%u of %u output frames are held", vif_held(v), most);
     }
@@ -710,6 +719,7 @@ static void table_check(struct vif *v)
 
             o->full = entry.dropped_full;
             v->stats.dropped += lost;
+            cmp_missed(v->cmp);
             proxy_log(p, 0, "%s: the kernel dropped %u output frames: queue full", v->name, lost);
             vif_ask(v, CTL_WHY_QUEUE, NULL, "%u output frames lost", lost);
         }

@@ -85,6 +85,7 @@
 #define EVENTS_BATCH     16
 #define ADDRESSES_MAX    16u         /* remembered for each vif, for the announcements */
 #define TICK_US          1000000ull
+#define STUCK_US         1000000ull  /* without a frame taken */
 
 #define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
 
@@ -124,6 +125,7 @@ struct vif {
     int tap;
     bool tap_polled;
     bool broken_said;                /* since the last attach */
+    uint64_t moved_us;               /* when the guest last took input, or there was none for it */
     struct address addresses[ADDRESSES_MAX];
 };
 
@@ -144,6 +146,7 @@ struct shadowd {
     int epoll;
     bool quit;
     bool busy;                       /* there is more to do: do not sleep */
+    bool congested;                  /* a vif was left alone for want of room in the channel */
     uint64_t tick_us;
     uint64_t failover_us;
     uint32_t announced, nudged;
@@ -572,7 +575,8 @@ static void pump_output(struct vif *v)
 
     for (i = 0; s->state == STATE_RUNNING && netring_tx_more(&v->tx); i++) {
         if (!s->failed_over && s->channel && channel_congested(s->channel)) {
-            break;                   /* the guest waits; the loop comes back when it has drained */
+            s->congested = true;     /* the guest waits; the loop comes back when it has drained */
+            break;
         }
         if (i == TX_ROUND) {
             s->busy = true;
@@ -826,7 +830,11 @@ static void pump_input(struct vif *v)
     struct shadowd *s = v->s;
     struct outbox_entry *e;
 
-    if (s->state != STATE_RUNNING || !v->rx.attached || v->rx.broken) {
+    if (s->state != STATE_RUNNING) {
+        v->moved_us = s->now_us;
+        return;
+    }
+    if (!v->rx.attached || v->rx.broken) {
         return;
     }
     while (input_segments(v)) {
@@ -837,10 +845,11 @@ static void pump_input(struct vif *v)
             }
         } else {
             e = input_next(v);
-            if (!e) {
+            if (e && input_prepare(v, e) && !input_inject(v, &v->inq, e)) {
                 break;
             }
-            if (input_prepare(v, e) && !input_inject(v, &v->inq, e)) {
+            v->moved_us = s->now_us;
+            if (!e) {
                 break;
             }
         }
@@ -854,12 +863,18 @@ static void pump_input(struct vif *v)
 
 /* ---- Channel ------------------------------------------------------------------------------- */
 
+/* The guest takes nothing there: that must not stop its other interfaces. */
+static bool vif_stuck(const struct vif *v)
+{
+    return v->s->now_us - v->moved_us > STUCK_US;
+}
+
 static bool inq_has_room(const struct shadowd *s)
 {
     uint32_t i;
 
     for (i = 0; i < s->vifs; i++) {
-        if (!outbox_has_room(&s->vif[i].inq, REMUS_PACKET_MAX)) {
+        if (!outbox_has_room(&s->vif[i].inq, REMUS_PACKET_MAX) && !vif_stuck(&s->vif[i])) {
             return false;
         }
     }
@@ -891,7 +906,9 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
         }
         e = outbox_put(&v->inq, head->length, OUTBOX_READY);
         if (!e) {
-            count_drop(v, "input queue is full"); /* cannot be: the channel is paused in time */
+            /* The channel is paused in time, but not for a guest that takes nothing: to the copy
+             * that is a network that lost the frame, and the next checkpoint mends it. */
+            count_drop(v, "input dropped: the guest does not take it");
             return 0;
         }
         e->epoch = head->epoch;
@@ -900,7 +917,7 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
         e->gso_size = head->gso_size;
         e->tag = head->type == REMUS_PACKET_FLOW ? TAG_FLOW : TAG_FRAME;
         memcpy(outbox_bytes(&v->inq, e), payload, head->length);
-        if (!outbox_has_room(&v->inq, REMUS_PACKET_MAX)) {
+        if (!outbox_has_room(&v->inq, REMUS_PACKET_MAX) && !vif_stuck(v)) {
             channel_pause(s->channel, true);
             s->channel_paused = true;
         }
@@ -1547,7 +1564,7 @@ static void loop(struct shadowd *s)
             }
         }
         channel_work(s, readable);
-        s->busy = false;
+        s->busy = s->congested = false;
         for (i = 0; i < s->vifs && !s->quit; i++) {
             pump_output(&s->vif[i]);
             pump_input(&s->vif[i]);
@@ -1556,6 +1573,9 @@ static void loop(struct shadowd *s)
         if (s->channel && (rc = channel_flush(s->channel))) {
             channel_lost(s, rc);
         }
+        /* Room that came only now is announced by nobody else. */
+        s->busy = s->busy || (s->channel && s->congested && !channel_congested(s->channel)) ||
+                  (s->channel && s->channel_paused && inq_has_room(s));
         channel_poll(s);
         timers_work(s);
     }

@@ -417,6 +417,7 @@ struct item *primary_new(struct cmp *c, uint64_t id, bool gso)
 
     if (!it) {
         c->stats.dropped_full++;
+        c->missed = true;
         emit(c, CMP_DROP, id);
         return NULL;
     }
@@ -792,6 +793,11 @@ void cmp_compare(struct cmp *c, bool compare)
     }
 }
 
+void cmp_missed(struct cmp *c)
+{
+    c->missed = true;
+}
+
 void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
 {
     struct item *it;
@@ -816,7 +822,7 @@ void cmp_cut(struct cmp *c, uint64_t now_us, uint64_t epoch)
         c->forget = false;
     }
     c->present = epoch + 1;
-    c->heard = false;
+    c->heard = c->missed = false;
     future_replay(c);
     check_limits(c);
 }

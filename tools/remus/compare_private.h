@@ -151,6 +151,7 @@ struct cmp {
     uint64_t present, committed; /* epoch running; newest one acknowledged */
     uint64_t wanted;             /* epoch for which CMP_CHECKPOINT was emitted */
     bool hold, rerun, heard;     /* heard: a secondary frame of the present epoch came */
+    bool missed;                 /* see cmp_missed */
     bool blind;                  /* nothing is compared */
     bool forget;                 /* ... but will be behind the next cut */
     bool has_lag;

@@ -641,7 +641,7 @@ static void take_early(struct cmp *c, struct flow *f)
 void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, uint64_t id, bool gso)
 {
     struct item *it = primary_new(c, id, gso);
-    bool begins = false;
+    bool begins = false, known;
     struct packet_key key;
     struct flow *f;
 
@@ -651,6 +651,7 @@ void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, ui
     packet_key(&key, p, true);
     f = flow_get(c, &key, true);
     if (!f) {
+        c->missed = true;
         return; /* no flow left: it waits for the epoch's end */
     }
     c->fresh = it;
@@ -669,7 +670,11 @@ void tcp_primary(struct cmp *c, const struct packet *p, const uint8_t *frame, ui
             }
             tell(c, f);
         }
+        known = f->has_verified;
         primary_facts(f, p, it->tcp.end);
+        if (!known && c->missed) {
+            flow_lose(c, f);
+        }
         if (f->lost) {
             primary_wait(c, it);
             return;

@@ -48,7 +48,9 @@ static uint32_t tx_waiting(struct netring_tx *tx)
 {
     RING_IDX req_prod = shared_read(&tx->ring.sring->req_prod);
 
-    if (RING_REQUEST_PROD_OVERFLOW(&tx->ring, req_prod)) {
+    /* Behind what was taken already is nonsense as well, until that is answered. */
+    if (RING_REQUEST_PROD_OVERFLOW(&tx->ring, req_prod) ||
+        req_prod - tx->ring.rsp_prod_pvt < tx->ring.req_cons - tx->ring.rsp_prod_pvt) {
         tx->broken = true;
         return 0;
     }

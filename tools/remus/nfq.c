@@ -52,7 +52,7 @@ struct nfq {
     uint32_t writer_index;                  /* this queue's number there */
     bool writer_owner;                      /* the first of the writer's queues closes writer_fd */
 
-    bool seen;
+    bool seen, gap;                         /* gap: the last frame was dropped here */
     uint32_t last_id;
     struct nfq_stats stats;
 };
@@ -389,6 +389,7 @@ static void nfq_message(struct nfq *q, uint8_t *message, size_t bytes, nfq_frame
 {
     const struct nlmsghdr *nlh = (const struct nlmsghdr *)message;
     struct nfq_frame frame;
+    uint64_t lost;
 
     if (nlmsg_ok(nlh, (int)bytes) && nlh->nlmsg_type == NLMSG_ERROR) {
         q->stats.verdict_errors++;
@@ -398,7 +399,10 @@ static void nfq_message(struct nfq *q, uint8_t *message, size_t bytes, nfq_frame
         q->stats.malformed++;
         return;
     }
+    lost = q->stats.lost;
     nfq_gap(q, frame.packet_id);
+    frame.gap = q->gap || q->stats.lost != lost;
+    q->gap = !frame.length;
     if (!frame.length) {
         q->stats.malformed++;
         nfq_verdict(q, frame.packet_id, false);

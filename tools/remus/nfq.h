@@ -43,6 +43,7 @@ struct nfq_frame {
     bool gso;
     bool csum_partial;       /* L4 checksum field holds the pseudo header sum only */
     bool truncated;          /* longer than NFQ_COPY_RANGE: bytes are missing at the end */
+    bool gap;                /* a frame between the last one and this one was lost */
     uint32_t wire_length;    /* length with the missing bytes */
 };
 

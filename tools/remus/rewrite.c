@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #define NONE REWRITE_NO_FLOW
+#define RESET_AHEAD (1u << 20)   /* what the guest may have received and not acknowledged yet */
 #define TICK_SCAN 512u           /* entries looked at per tick: the whole table in half a minute */
 
 struct flow {
@@ -31,6 +32,7 @@ struct flow {
     uint32_t offset;             /* primary's numbers - secondary's */
     uint32_t secondary_isn, primary_isn, next_isn, peer_isn;
     uint32_t syn_tsval;          /* of the guest's own SYN */
+    uint32_t ack;                /* what the guest has acknowledged last, if ack_known */
     uint32_t echo_max;           /* newest TSval of the primary's that the peer has echoed */
     uint32_t ts_floor;           /* least TSval since failover, while ts_raised */
     uint32_t ts_sent;            /* newest TSval of the guest's since failover */
@@ -44,6 +46,7 @@ struct flow {
     bool established;            /* the peer has acknowledged something */
     bool fin_input, fin_output, reset;
     bool echo_known, ts_resolved, ts_raised;
+    bool ack_known;
     bool counted;                /* in rw->rewriting */
 };
 
@@ -279,7 +282,7 @@ static void begin(struct flow *flow, uint64_t now_us, bool active)
     flow->young_us = now_us;
     flow->active = active;
     flow->data_in_syn = flow->syn_pending = flow->waits = flow->established = false;
-    flow->fin_input = flow->fin_output = flow->reset = false;
+    flow->fin_input = flow->fin_output = flow->reset = flow->ack_known = false;
     flow->echo_known = flow->ts_resolved = false;
     flow->secondary_known = false;
     flow->offset = 0;
@@ -326,11 +329,20 @@ static bool learn_primary(struct rewrite *rw, struct flow *flow, uint32_t isn, b
     return work_out(rw, flow, could);
 }
 
+/*
+ * A reset of the peer's whose number the guest does not expect is ignored there, and answered with
+ * an ACK if it is near: that shows, as it goes on.
+ */
 static void note_end(struct flow *flow, const struct packet_tcp *tcp, bool output)
 {
     if (tcp->flags & PACKET_TCP_RST) {
-        flow->reset = true;
+        flow->reset = flow->reset || output || !flow->ack_known ||
+                      tcp->seq - flow->ack < RESET_AHEAD;
         return;
+    }
+    if (output && tcp->flags & PACKET_TCP_ACK) {
+        flow->ack = tcp->ack;
+        flow->ack_known = true;
     }
     flow->reset = false;         /* it goes on: that RST was not accepted */
     if (tcp->flags & PACKET_TCP_FIN) {
@@ -630,7 +642,8 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
             drop(rw, flow);      /* the next connection with these numbers is all the guest's own */
         }
         return result_of(rw, NULL, REWRITE_PASS);
-    } else if (!active && flow && flow->established && !flow->syn_pending) {
+    } else if (!active && flow && alive(flow) && flow->established &&
+               !flow->syn_pending) {
         /* Repeated, though its acknowledgement is on the ring: both guests have chosen already. */
         return result_of(rw, flow, REWRITE_PASS);
     } else {
