@@ -197,12 +197,17 @@ def test_an_operator_may_have_it_noted_between_two_sessions(lab):
     away.end(release=True)
 
 
-def comes_back(lab, work):
-    """Host a is there again, and its copy's disk is brought up to date from b."""
+def wait_back(lab):
+    """Host a is there again, and has the copy: the figures of the session on b."""
     def probe():
         status = colo_status(lab)
         return status and status["protected"] and status["role"] == "primary" and status
-    disk = wait(probe, 200, "g1 is protected on b", 1)["disks"][0]
+    return wait(probe, 200, "g1 is protected on b", 1)
+
+
+def comes_back(lab, work):
+    """The copy's disk was brought up to date from b."""
+    disk = wait_back(lab)["disks"][0]
     check(disk["sync_done_bytes"] == disk["sync_bytes"] < work.size * 3 // 4,
           "what was compared: %s" % disk)
     check(WHOLE not in log_of(lab).split("protecting the guest again")[-1],
@@ -264,6 +269,28 @@ def test_the_disk_of_a_host_that_was_emptied_gets_what_may_differ_only(lab):
         equal(session.wait_end(60), 5, "exit status of xl remus")
     work, _ = takes_over(lab, switch)
     comes_back(lab, work)
+
+
+@deadline(500)
+def test_a_guest_that_took_over_reboots_under_its_next_protection(lab):
+    """Who minded it since the takeover must not start it beside a copy that was not told."""
+    def switch(session):
+        lab.execute("a", "xl remus-switch g1", timeout_s=100)
+        equal(session.wait_end(60), 5, "exit status of xl remus")
+    work, _ = takes_over(lab, switch)
+    wait_back(lab)
+    states = lab.execute("b", "ps -eo stat=,args= | grep '[x]l remus-receive'").stdout
+    check(states and all(line.startswith("T") for line in states.splitlines()),
+          "not stopped beside the session: " + states)
+    before = work.guest.domid("b")
+    work.guest.ask(7007, "reboot")
+    after = wait(lambda: lab.execute("b", "xl domid g1", check=False).stdout.strip() not in
+                 ("", str(before)) and work.guest.domid("b"), 120, "the guest's next life", 1)
+    lab.guest_wait("b", work.name)
+    ended = log_of(lab).split("protecting the guest again")[-1]
+    check("the guest ended" in ended or "guest-ended" in ended, ended[-800:])
+    equal(work.guest.ask(7000, "inc").split()[0], "1", "counter")
+    equal(work.guest.domid("b"), after, "domain id a moment later")
 
 
 if __name__ == "__main__":
