@@ -1202,8 +1202,10 @@ int remus_secondary_run(const struct remus_session_params *params,
         remus_guest_unpublish(s->run.xs, s->run.h.domid);
     remus_run_work_wait(&s->run);
     xc_sr_secondary_close(s->sr, false);
-    if (s->silenced && s->run.h.domid)
+    if (s->silenced && s->run.h.domid) {
+        remus_run_link_drain(&s->run);
         destroy_domain(s);
+    }
     remus_run_dispose(&s->run);
     for (i = 0; i < REMUS_VIFS_MAX; i++)
         if (s->taps[i] >= 0)
