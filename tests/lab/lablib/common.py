@@ -142,6 +142,7 @@ def process_start_time(pid):
             fields = f.read().rsplit(")", 1)[1].split()
     except OSError:
         return None
-    if fields[0] in "ZX":
+    # The first thread of several may be gone before the others, and they have its files open.
+    if fields[0] in "ZX" and int(fields[17]) <= 1:
         return None
     return int(fields[19])
