@@ -279,9 +279,9 @@ def test_a_guest_that_took_over_reboots_under_its_next_protection(lab):
         equal(session.wait_end(60), 5, "exit status of xl remus")
     work, _ = takes_over(lab, switch)
     wait_back(lab)
-    states = lab.execute("b", "ps -eo stat=,args= | grep '[x]l remus-receive'").stdout
+    states = lab.execute("b", "ps -C xl -o stat=,args= | grep remus-receive").stdout
     check(states and all(line.startswith("T") for line in states.splitlines()),
-          "not stopped beside the session: " + states)
+          "not stopped beside the session: %r" % states)
     before = work.guest.domid("b")
     work.guest.ask(7007, "reboot")
     after = wait(lambda: lab.execute("b", "xl domid g1", check=False).stdout.strip() not in
