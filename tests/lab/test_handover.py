@@ -47,7 +47,10 @@ def test_a_switch_that_is_not_heard_of_leaves_the_guest_paused_and_cut_off(lab):
     client.stop_without_errors()
     cut_off_here(lab)
     captures.check_one_speaks("b")
-    lab.execute("a", "xl destroy g1; xl remus-cleanup")
+    said = lab.execute("a", "xl destroy g1; xl remus-cleanup").stdout
+    check("woke the process that minded g1" in said, "xl remus-cleanup: " + said)
+    wait(lambda: not lab.execute("a", "ps -C xl -o args=", check=False).stdout.strip(), 20,
+         "no xl is left")
     colo.check_nothing_left(lab, "a")
 
 

@@ -512,16 +512,29 @@ static bool is_receiver(pid_t pid)
     return n > 0 && memmem(words, (size_t)n, "\0remus-receive", sizeof("\0remus-receive"));
 }
 
-/* Whether the process is an xl that writes this guest's log, which only its minder does: the one of
- * `xl create`, or the receiver of an earlier session, whose log is the sessions'. */
-static bool is_minder(pid_t pid, const char *name)
+/* The guest in the name of a log, which may have been moved away since (.log.1). */
+static bool guest_of_log(const char *path, const char *prefix, char name[PATH_BYTES])
 {
-    char path[PATH_BYTES], target[PATH_BYTES], created[PATH_BYTES], received[PATH_BYTES];
+    size_t length = strlen(prefix);
+    const char *end = NULL, *at = path;
+
+    if (strncmp(path, prefix, length))
+        return false;
+    while ((at = strstr(at, ".log")))
+        end = at++;
+    if (!end || end < path + length || end[4 + strspn(end + 4, ".0123456789")])
+        return false;
+    snprintf(name, PATH_BYTES, "%.*s", (int)(end - path - (ptrdiff_t)length), path + length);
+    return true;
+}
+
+/* Whether the process is an xl that writes a guest's log, which only its minder does: the one of
+ * `xl create`, or the receiver of an earlier session, whose log is the sessions'. */
+static bool minds(pid_t pid, char name[PATH_BYTES])
+{
+    char path[PATH_BYTES], target[PATH_BYTES];
     unsigned int fd;
     ssize_t n;
-
-    snprintf(created, sizeof(created), "/var/log/xen/xl-%s.log", name);
-    snprintf(received, sizeof(received), "/var/log/xen/remus-%s.log", name);
 
     snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
     n = readlink(path, target, sizeof(target) - 1);
@@ -536,10 +549,47 @@ static bool is_minder(pid_t pid, const char *name)
         if (n <= 0)
             continue;
         target[n] = 0;
-        if (!strcmp(target, created) || (!strcmp(target, received) && is_receiver(pid)))
+        if (guest_of_log(target, "/var/log/xen/xl-", name) ||
+            (guest_of_log(target, "/var/log/xen/remus-", name) && is_receiver(pid)))
             return true;
     }
     return false;
+}
+
+static bool is_stopped(pid_t pid)
+{
+    char path[PATH_BYTES], line[512], *end;
+    ssize_t n;
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    n = read(fd, line, sizeof(line) - 1);
+    close(fd);
+    line[n > 0 ? n : 0] = 0;
+    end = strrchr(line, ')');
+    return end && end[1] == ' ' && end[2] == 'T';
+}
+
+unsigned int remus_guest_xl_wake(bool (*wanted)(void *arg, const char *name), void *arg)
+{
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+    unsigned int count = 0;
+
+    while (proc && (entry = readdir(proc))) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        char name[PATH_BYTES];
+
+        if (pid > 0 && is_stopped(pid) && minds(pid, name) && wanted(arg, name) &&
+            !kill(pid, SIGCONT))
+            count++;
+    }
+    if (proc)
+        closedir(proc);
+    return count;
 }
 
 void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int *count)
@@ -552,12 +602,13 @@ void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int 
         return;
     while ((entry = readdir(proc)) && *count < REMUS_XL_PIDS_MAX) {
         pid_t pid = (pid_t)atoi(entry->d_name);
+        char minded[PATH_BYTES];
         unsigned int i;
 
         for (i = 0; i < had && pids[i] != pid; i++)
             ;
-        if (i == had && pid > 0 && pid != getpid() && pid != but && is_minder(pid, name) &&
-            !kill(pid, SIGSTOP))
+        if (i == had && pid > 0 && pid != getpid() && pid != but && minds(pid, minded) &&
+            !strcmp(minded, name) && !kill(pid, SIGSTOP))
             pids[(*count)++] = pid;
     }
     closedir(proc);

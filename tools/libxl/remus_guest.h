@@ -74,6 +74,8 @@ int remus_guest_resumed(struct xs_handle *xs, uint32_t domid);
 #define REMUS_XL_PIDS_MAX 4u
 void remus_guest_xl_stop(const char *name, pid_t but, pid_t *pids, unsigned int *count);
 void remus_guest_xl_continue(const pid_t *pids, unsigned int count);
+/* Those that are stopped, of guests that are wanted, go on: how many. */
+unsigned int remus_guest_xl_wake(bool (*wanted)(void *arg, const char *name), void *arg);
 
 /*
  * The directory of the xenstore interface, readable by dom0 only; what is made in it inherits that

@@ -59,8 +59,9 @@ static const char cleanup_usage[] =
     "Usage: xl remus-cleanup\n"
     "\n"
     "Removes what sessions that died have left on this host: records of domains that are gone,\n"
-    "rules of interfaces that are gone, copies that nobody keeps.  Guests that were left fenced\n"
-    "are named, not touched.\n"
+    "rules of interfaces that are gone, copies that nobody keeps; and lets go on what minded guests\n"
+    "that were destroyed while they were fenced.  Guests that were left fenced are named, not\n"
+    "touched.\n"
     "\n"
     "Exit status: 0 nothing is left, 1 usage, 2 something is left; it is named.\n";
 
@@ -374,6 +375,43 @@ static bool clean_records(FILE *out)
     return stays;
 }
 
+struct names {
+    struct xs_handle *xs;
+    FILE *out;
+};
+
+/* A guest that was fenced and then destroyed left the process of its xl create stopped. */
+static bool is_gone(void *arg, const char *name)
+{
+    const struct names *n = arg;
+    unsigned int count = 0, i;
+    char **domids = xs_directory(n->xs, XBT_NULL, "/local/domain", &count), path[80];
+    bool gone = domids != NULL;
+
+    for (i = 0; gone && i < count; i++) {
+        char *other;
+
+        snprintf(path, sizeof(path), "/local/domain/%s/name", domids[i]);
+        other = xs_read(n->xs, XBT_NULL, path, NULL);
+        gone = !other || strcmp(other, name);
+        free(other);
+    }
+    free(domids);
+    if (gone)
+        say(n->out, "woke the process that minded %s, which is gone", name);
+    return gone;
+}
+
+static void clean_minders(FILE *out)
+{
+    struct names n = { .xs = xs_open(0), .out = out };
+
+    if (!n.xs)
+        return;
+    remus_guest_xl_wake(is_gone, &n);
+    xs_close(n.xs);
+}
+
 static bool clean_rules(FILE *out)
 {
     struct remus_nft_vif vifs[256];
@@ -402,6 +440,7 @@ bool remus_clean_up(FILE *out)
 {
     bool records = clean_records(out);
 
+    clean_minders(out);
     return clean_rules(out) || records;
 }
 
