@@ -89,9 +89,9 @@ void cmp_input(struct cmp *c, uint64_t now_us, const uint8_t *frame, size_t leng
  */
 void cmp_compare(struct cmp *c, bool compare);
 /*
- * A frame of the primary was lost before cmp_primary saw it.  What the next one of a connection that
- * nothing is known of begins behind may be what was lost, and not what has left: until the cut such
- * connections wait for the epoch's end.
+ * A frame of the primary was lost before cmp_primary saw it.  What the next one of a connection
+ * that nothing is known of begins behind may be what was lost, and not what has left: until the cut
+ * such connections wait for the epoch's end.
  */
 void cmp_missed(struct cmp *c);
 /* The guest was cut: frames so far belong to epoch, later ones to epoch + 1. */

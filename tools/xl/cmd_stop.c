@@ -59,7 +59,7 @@ static const char cleanup_usage[] =
     "Usage: xl remus-cleanup\n"
     "\n"
     "Removes what sessions that died have left on this host: records of domains that are gone,\n"
-    "rules of interfaces that are gone, copies that nobody keeps; and lets go on what minded guests\n"
+    "rules of interfaces that are gone, copies that nobody keeps; and ends what minded guests\n"
     "that were destroyed while they were fenced.  Guests that were left fenced are named, not\n"
     "touched.\n"
     "\n"
