@@ -117,7 +117,8 @@ def test_a_full_disk_of_the_primary_is_the_guests_to_handle(lab):
 
 def mapped(lab):
     for host in ("a", "b"):
-        lab.execute(host, "cd /var/lib/lab; rm -f g1.back; truncate -s 64M g1.back; echo 0 %d "
+        lab.execute(host, "mkdir -p /var/lib/lab; cd /var/lib/lab; rm -f g1.back; "
+                    "truncate -s 64M g1.back; echo 0 %d "
                     "linear $(losetup -f --show g1.back) 0 | dmsetup create g1" % (64 * MIB // 512))
 
 
@@ -126,8 +127,8 @@ def spoil(lab, host):
     end = BAD_AT + BAD_SECTORS
     table = "0 %d linear $L 0\n%d %d error\n%d %d linear $L %d\n" % (
         BAD_AT, BAD_AT, BAD_SECTORS, end, 64 * MIB // 512 - end, end)
-    lab.execute(host, "L=$(losetup -n -O NAME -j /var/lib/lab/g1.back)\ndmsetup load g1 <<EOF\n%s"
-                "EOF\ndmsetup resume g1" % table)
+    lab.execute(host, "L=$(losetup -n -O NAME -j /var/lib/lab/g1.back)\ndmsetup load g1 <<EOF && "
+                "dmsetup resume g1\n%sEOF" % table)
 
 
 def touch(guest, what, sector):
