@@ -252,6 +252,14 @@ def takes_over(lab, lose):
     return work, session
 
 
+def empties(lab):
+    """The guest goes to b on purpose."""
+    def switch(session):
+        lab.execute("a", "xl remus-switch g1", timeout_s=100)
+        equal(session.wait_end(60), 5, "exit status of xl remus")
+    return takes_over(lab, switch)[0]
+
+
 @deadline(500)
 def test_the_disk_of_a_host_that_died_gets_what_may_differ_only(lab):
     """--reprotect: its last writes the copy never heard of, and some its memory had."""
@@ -264,20 +272,13 @@ def test_the_disk_of_a_host_that_died_gets_what_may_differ_only(lab):
 @deadline(500)
 def test_the_disk_of_a_host_that_was_emptied_gets_what_may_differ_only(lab):
     """xl remus-switch, and back."""
-    def switch(session):
-        lab.execute("a", "xl remus-switch g1", timeout_s=100)
-        equal(session.wait_end(60), 5, "exit status of xl remus")
-    work, _ = takes_over(lab, switch)
-    comes_back(lab, work)
+    comes_back(lab, empties(lab))
 
 
 @deadline(500)
 def test_a_guest_that_took_over_reboots_under_its_next_protection(lab):
     """Who minded it since the takeover must not start it beside a copy that was not told."""
-    def switch(session):
-        lab.execute("a", "xl remus-switch g1", timeout_s=100)
-        equal(session.wait_end(60), 5, "exit status of xl remus")
-    work, _ = takes_over(lab, switch)
+    work = empties(lab)
     wait_back(lab)
     states = lab.execute("b", "ps -C xl -o stat=,args= | grep remus-receive").stdout
     check(states and all(line.startswith("T") for line in states.splitlines()),
