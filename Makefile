@@ -183,7 +183,6 @@ stages-others:
 STAGES   := style units bench-report sim $(UNIT) $(FUZZ)
 RUN_JOBS ?= $(shell expr $(JOBS) + 1)
 
-.PHONY: stage-ocf stages-others
 stage-ocf:
 	@$(SUM) ocf tests/ocf.sh $(O)
 stage-style:
@@ -301,5 +300,5 @@ help:
 	@echo 'make clean         remove what was built, not the lab images (distclean: those too)'
 
 FORCE:
-.PHONY: $(STAGES:%=stage-%) check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench bench-modes soak deps deps-build \
+.PHONY: $(STAGES:%=stage-%) stage-ocf stages-others check-rest all unit fuzz-build bench-build check check-fast stages-fast stages-lab fuzz demo bench bench-modes soak deps deps-build \
 	install uninstall clean distclean format help FORCE

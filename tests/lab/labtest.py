@@ -370,8 +370,8 @@ class TestLab(Lab):
             state["guests"] = {}
 
     def hosts_reach_each_other(self):
-        """The emulator loses an interrupt once in some hundred tests: a host then sleeps for a
-        minute, and a network card of it may be deaf from then on (seen)."""
+        """Seen twice: a host slept for 20 s or more, once without a timer tick, and its network
+        card was deaf from then on. By the look of it the emulator had lost an interrupt."""
         for address in ("10.78.0.2", "10.77.0.2"):
             try:
                 if self.execute("a", "ping -c 2 -W 5 " + address, check=False,

@@ -496,20 +496,29 @@ int remus_guest_suspend_wait(xc_interface *xch, uint32_t domid, unsigned int tim
 
 /* ---- Backends and processes ---- */
 
-/* Whether the process is an `xl remus-receive`. */
-static bool is_receiver(pid_t pid)
+/* The beginning of /proc/PID/WHAT: bytes, of fewer than room; 0: nothing. */
+static size_t read_proc(pid_t pid, const char *what, char *out, size_t room)
 {
-    char path[PATH_BYTES], words[PATH_BYTES];
+    char path[PATH_BYTES];
     ssize_t n;
     int fd;
 
-    snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
     fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    n = read(fd, words, sizeof(words));
-    close(fd);
-    return n > 0 && memmem(words, (size_t)n, "\0remus-receive", sizeof("\0remus-receive"));
+    n = fd < 0 ? -1 : read(fd, out, room - 1);
+    if (fd >= 0)
+        close(fd);
+    out[n > 0 ? n : 0] = 0;
+    return n > 0 ? (size_t)n : 0;
+}
+
+/* Whether the process is an `xl remus-receive`. */
+static bool is_receiver(pid_t pid)
+{
+    char words[PATH_BYTES];
+    size_t n = read_proc(pid, "cmdline", words, sizeof(words));
+
+    return n && memmem(words, n, "\0remus-receive", sizeof("\0remus-receive"));
 }
 
 /* The guest in the name of a log, which may have been moved away since (.log.1). */
@@ -558,17 +567,9 @@ static bool minds(pid_t pid, char name[PATH_BYTES])
 
 static bool is_stopped(pid_t pid)
 {
-    char path[PATH_BYTES], line[512], *end;
-    ssize_t n;
-    int fd;
+    char line[512], *end;
 
-    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    n = read(fd, line, sizeof(line) - 1);
-    close(fd);
-    line[n > 0 ? n : 0] = 0;
+    (void)read_proc(pid, "stat", line, sizeof(line));
     end = strrchr(line, ')');
     return end && end[1] == ' ' && end[2] == 'T';
 }

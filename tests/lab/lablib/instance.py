@@ -446,8 +446,8 @@ class Lab:
                 "-o", "Port=%d" % info["port"], "-o", "User=root",
                 "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
                 "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30",
-                # A packet a second also wakes a host that sleeps although it was woken, which the
-                # emulator brings about (seen: a dom0 without a timer tick for 43 s).
+                # A packet a second may also wake a host whose timer interrupt the emulator has
+                # lost (seen: a dom0 without a tick for 43 s).
                 "-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=120",
                 "-o", "IdentitiesOnly=yes", "-o", "GSSAPIAuthentication=no",
                 "-o", "ControlPath=" + self.socket_path(host + ".ssh")]
