@@ -180,7 +180,7 @@ static void frames(struct script *s)
         }
         packet_parse(&p, copy, length);
         if (what & 1) {
-            rewrite_input(rw, now_us, copy, &p, what & 2);
+            rewrite_input(rw, now_us, now_us, copy, &p, what & 2);
         } else {
             rewrite_output(rw, now_us, copy, &p, what & 2);
         }

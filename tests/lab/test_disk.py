@@ -296,6 +296,31 @@ def test_every_kind_of_disk_and_ring_survives_a_failover(lab):
 
 
 @deadline(300)
+def test_shared_storage_is_neither_sent_nor_lost(lab):
+    """-d: both hosts reach the same disk; the copy goes on with what the guest wrote to it."""
+    work = DiskGuest(lab, workers=2, path="/dev/vdb")
+    work.wait_work(50)
+    refusal = lab.execute("a", "xl remus --plain --arbiter manual -d g1 b", check=False)
+    check(refusal.returncode == 2 and "-F says that you accept this" in refusal.stderr, refusal)
+    session = colo.Session(lab, work.guest, mode="remus", options="-d", verify=False)
+    session.wait_protected()
+    work.wait_work(50)
+    work.no_harm("a")
+    content = "dd if=/dev/xvda bs=1M count=16 iflag=direct 2>/dev/null | md5sum"
+    before = work.guest.run(content)
+    session.wait_checkpoints(session.status()["checkpoints"] + 2, 60)
+    disk = work.disk(session)
+    equal((disk["sync_done_bytes"], disk["sync_sent_bytes"]), (0, 0), "bytes of the disk sent")
+    lab.kill("a")
+    colo.wait_active(lab, "b", work.name)
+    equal(work.guest.run(content), before, "what the copy reads")
+    work.work(2)
+    work.wait_work(100)
+    work.no_harm("b")
+    session.process.kill()
+
+
+@deadline(300)
 def test_a_guest_with_a_disk_may_reboot_and_power_off(lab):
     work = DiskGuest(lab)
     session = colo.Session(lab, work.guest, verify=False)

@@ -193,6 +193,9 @@ def test_a_copy_that_stalls_delays_writes_and_is_given_up_at_last(lab):
     work.wait_work(100)
     work.no_harm("a")
     colo.check_nothing_left(lab, "a", work.guest)
+    # What was committed is still to be brought to that disk: it is waited for.
+    check("colo-blkd" in lab.execute("b", "pgrep -l colo-").stdout, "it was not waited for")
+    colo.kill_by_name(lab, "b", "colo-blkd", signal.SIGCONT)
     colo.check_nothing_left(lab, "b")
 
 

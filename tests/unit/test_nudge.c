@@ -108,10 +108,85 @@ static void only_connections_that_are_open_and_silent_get_one(void **state)
     output(1000, TCP(.guest_port = 81));
     output(1000, frame_udp(frame, &(struct ip_spec){ .ttl = 1 }, 53, 999, "x", 1));
     assert_int_equal(messages(2000), 2);
-    input(TCP(.ip.from_peer = true));
+    input(TCP(.ip.from_peer = true, .seq = 8));          /* says nothing */
+    input(TCP(.ip.from_peer = true, .seq = 5, .data = "abc", .bytes = 3));
+    assert_int_equal(messages(2000), 2);
+    input(TCP(.ip.from_peer = true, .seq = 6, .data = "abc", .bytes = 3));
     assert_int_equal(messages(2000), 1);
     output(1000, TCP(.guest_port = 81, .flags = PACKET_TCP_RST));
     assert_int_equal(messages(2000), 0);
+}
+
+static void asked(bool v6)
+{
+    uint32_t cursor = 0, length;
+    struct packet p;
+
+    output(1000, TCP(.ip.v6 = v6, .ip.vlan = {12}, .ack = 0x12345678));
+    nudge_begin(n);
+    output(1000, TCP(.ip.v6 = v6, .ip.vlan = {12}, .ack = 0x12345680));
+    output(1000, TCP(.ip.v6 = v6, .guest_port = 81)); /* new: nobody's business */
+    length = nudge_question(n, 2000, &cursor, out);
+    assert_int_equal(packet_parse(&p, out, length), 0);
+    assert_int_equal(p.kind, PACKET_TCP);
+    assert_int_equal(p.end, length);
+    assert_int_equal(p.vlan[0], 12);
+    assert_int_equal(p.sport, 40000);
+    assert_int_equal(p.dport, 80);
+    assert_int_equal(p.src[15], 9);
+    assert_int_equal(p.dst[15], 2);
+    assert_int_equal(p.tcp.flags, PACKET_TCP_ACK);
+    assert_int_equal(p.tcp.seq, 0x12345680u - 0x10000000u);
+    assert_int_equal(packet_payload_bytes(&p), 0);
+    assert_true(packet_checksum_ok(out, &p));
+    assert_memory_equal(out, frame + 6, 6);
+    assert_memory_equal(out + 6, frame, 6);
+    assert_int_equal(nudge_question(n, 2000, &cursor, out), 0);
+}
+
+static void the_guest_is_asked_where_it_stands(void **state)
+{
+    (void)state;
+    asked(false);
+}
+
+static void the_guest_is_asked_over_ipv6(void **state)
+{
+    (void)state;
+    asked(true);
+}
+
+static void a_guest_that_has_said_everything_is_not_asked(void **state)
+{
+    uint32_t cursor = 0;
+
+    (void)state;
+    output(1000, TCP(.ack = 7, .flags = PACKET_TCP_FIN | PACKET_TCP_ACK));
+    output(1000, TCP(.ack = 8));
+    assert_int_equal(nudge_question(n, 2000, &cursor, out), 0);
+    assert_int_equal(messages(2000), 1);
+}
+
+static bool superseded(size_t length)
+{
+    struct packet p;
+
+    packet_parse(&p, frame, length);
+    return nudge_superseded(n, &p);
+}
+
+static void an_ack_is_superseded_by_a_newer_one_only(void **state)
+{
+    (void)state;
+    assert_false(superseded(TCP(.ack = 7)));
+    output(1000, TCP(.ack = 9));
+    assert_true(superseded(TCP(.ack = 7)));
+    assert_false(superseded(TCP(.ack = 9)));
+    assert_false(superseded(TCP(.ack = 10)));
+    assert_false(superseded(TCP(.ack = 7, .data = "a", .bytes = 1)));
+    assert_false(superseded(TCP(.ack = 7, .flags = PACKET_TCP_FIN | PACKET_TCP_ACK)));
+    assert_false(superseded(TCP(.ack = 7, .flags = PACKET_TCP_RST | PACKET_TCP_ACK)));
+    assert_false(superseded(TCP(.ack = 7, .guest_port = 81)));
 }
 
 static void a_flow_that_was_idle_for_long_is_left_alone(void **state)
@@ -142,6 +217,10 @@ int main(void)
         T(the_segment_that_is_missing_is_quoted),
         T(ipv6_has_its_own_message),
         T(only_connections_that_are_open_and_silent_get_one),
+        T(the_guest_is_asked_where_it_stands),
+        T(the_guest_is_asked_over_ipv6),
+        T(a_guest_that_has_said_everything_is_not_asked),
+        T(an_ack_is_superseded_by_a_newer_one_only),
         T(a_flow_that_was_idle_for_long_is_left_alone),
         T(more_flows_than_places_lose_messages_only),
     };

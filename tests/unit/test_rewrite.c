@@ -70,7 +70,7 @@ static enum rewrite_verdict offer(struct fixture *f, bool output, struct tcp_spe
     f->bytes = frame_tcp(f->frame, &spec);
     assert_int_equal(packet_parse(&p, f->frame, f->bytes), 0);
     f->result = output ? rewrite_output(f->rw, f->now_us, f->frame, &p, spec.partial) :
-                         rewrite_input(f->rw, f->now_us, f->frame, &p, spec.partial);
+                         rewrite_input(f->rw, f->now_us, f->now_us, f->frame, &p, spec.partial);
     assert_int_equal(packet_parse(&f->p, f->frame, f->bytes), 0);
     assert_int_equal(f->p.tcp.seq, p.tcp.seq); /* the parsed form follows */
     assert_int_equal(f->p.tcp.ack, p.tcp.ack);
@@ -167,7 +167,7 @@ static void a_wrong_checksum_stays_wrong(void **state)
     bytes = frame_tcp(f->frame, &spec);
     f->frame[bytes - 1] ^= 1;
     packet_parse(&p, f->frame, bytes);
-    rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+    rewrite_input(f->rw, f->now_us, f->now_us, f->frame, &p, false);
     assert_false(packet_checksum_ok(f->frame, &p));
     assert_int_equal(p.tcp.ack, S_ISN + 20);
 }
@@ -626,7 +626,6 @@ static void a_timestamp_clock_that_is_behind_waits_until_it_has_come_so_far(void
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .odd = true, .tsval = 95000, .tsecr = 9));
     first = f->p.tcp.tsval;
     assert_int_equal(first, 100050 + REWRITE_TS_MARGIN);
-    assert_int_equal(f->p.tcp.tsecr, 9);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 95100, .tsecr = 9));
     assert_int_equal(f->p.tcp.tsval, first);
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 10, .tsecr = first));
@@ -703,6 +702,47 @@ static void both_corrections_meet_in_one_frame(void **state)
                   .data = "abc", .bytes = 3));
     assert_int_equal(f->p.tcp.seq, P_ISN + 1);
     assert_int_equal(f->p.tcp.tsval, 900 + REWRITE_TS_MARGIN);
+}
+
+static void nobody_measures_a_round_trip_over_the_takeover(void **state)
+{
+    struct fixture *f = *state;
+    struct packet p;
+    struct tcp_spec late = {
+        .ip.from_peer = true, .seq = 2, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100,
+    };
+
+    PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100));
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 101, .tsecr = 9));
+    assert_int_equal(f->p.tcp.tsecr, 9);
+    f->now_us += SECOND;
+    rewrite_failover(f->rw, f->now_us);
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .odd = true, .tsval = 1102, .tsecr = 9));
+    assert_int_equal(f->p.tcp.tsecr, 0);
+    f->now_us += 1000;
+    packet_parse(&p, f->frame, frame_tcp(f->frame, &late)); /* had waited over the takeover */
+    rewrite_input(f->rw, f->now_us, f->now_us - SECOND, f->frame, &p, false);
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 1103, .tsecr = 9));
+    assert_int_equal(f->p.tcp.tsecr, 0);
+    PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 1010, .tsecr = 1103));
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 1104, .tsecr = 1010));
+    assert_int_equal(f->p.tcp.tsecr, 1010);
+}
+
+static void an_echo_is_as_old_as_the_frame_that_brought_it(void **state)
+{
+    struct fixture *f = *state;
+    struct packet p;
+    struct tcp_spec spec = {
+        .ip.from_peer = true, .seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100000,
+    };
+
+    packet_parse(&p, f->frame, frame_tcp(f->frame, &spec));
+    f->now_us += 3 * SECOND;
+    rewrite_input(f->rw, f->now_us, f->now_us - 3 * SECOND, f->frame, &p, false);
+    rewrite_failover(f->rw, f->now_us);
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 95000));
+    assert_int_equal(f->p.tcp.tsval, 103000 + REWRITE_TS_MARGIN);
 }
 
 /* ---- the table ---- */
@@ -837,7 +877,7 @@ static void an_icmp_error_quotes_the_secondarys_number(void **state)
             bytes = frame_icmp(f->frame, &ip, v6 ? 2 : 3, v6 ? 0 : 4, 1400, segment + 14,
                                cut ? (v6 ? 48 : 28) : bytes - 14);
             assert_int_equal(packet_parse(&p, f->frame, bytes), 0);
-            rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+            rewrite_input(f->rw, f->now_us, f->now_us, f->frame, &p, false);
             assert_true(packet_checksum_ok(f->frame, &p));
             assert_int_equal(f->frame[p.l4 + 8 + (v6 ? 40 : 20) + 7],
                              (uint8_t)(S_ISN + 500));
@@ -847,7 +887,7 @@ static void an_icmp_error_quotes_the_secondarys_number(void **state)
     /* An echo request with the same bytes is not an error. */
     bytes = frame_icmp(f->frame, &(struct ip_spec){ .from_peer = true }, 8, 0, 0, segment + 14, 60);
     packet_parse(&p, f->frame, bytes);
-    rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+    rewrite_input(f->rw, f->now_us, f->now_us, f->frame, &p, false);
     assert_memory_equal(f->frame + p.l4 + 8, segment + 14, 60);
 }
 
@@ -861,7 +901,7 @@ static void other_frames_pass(void **state)
 
     bytes = frame_udp(f->frame, &ip, 80, 40000, "x", 1);
     packet_parse(&p, f->frame, bytes);
-    result = rewrite_input(f->rw, f->now_us, f->frame, &p, false);
+    result = rewrite_input(f->rw, f->now_us, f->now_us, f->frame, &p, false);
     assert_int_equal(result.verdict, REWRITE_PASS);
     assert_int_equal(result.flow, REWRITE_NO_FLOW);
     bytes = frame_arp(f->frame, 1, 2, 9);
@@ -915,6 +955,8 @@ int main(void)
         TEST(a_timestamp_clock_that_is_ahead_is_left_alone),
         TEST(echoes_are_remembered_over_checkpoints_and_wraps),
         TEST(an_idle_connections_clock_is_not_pushed_for_hours),
+        TEST(nobody_measures_a_round_trip_over_the_takeover),
+        TEST(an_echo_is_as_old_as_the_frame_that_brought_it),
         TEST(both_corrections_meet_in_one_frame),
         TEST(closed_flows_age),
         TEST(established_flows_do_not_age_in_hours),

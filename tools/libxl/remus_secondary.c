@@ -323,6 +323,13 @@ static int open_tap(struct secondary *s, unsigned int i)
     return 0;
 }
 
+static void close_tap(struct secondary *s, unsigned int i)
+{
+    if (s->taps[i] >= 0)
+        close(s->taps[i]);
+    s->taps[i] = -1;
+}
+
 static int start_shadow(struct secondary *s)
 {
     struct remus_run *r = &s->run;
@@ -672,11 +679,12 @@ static int bridge_tap(struct secondary *s, unsigned int i)
 /*
  * When no connection needs its numbers changed any more, the kernel's backend takes the guest's
  * interfaces, and colo-shadowd is done.  One that died had left the guest without network: then at
- * once.
+ * once.  What comes for the guest meanwhile waits in the tap.
  */
 static void give_vifs(struct secondary *s)
 {
     struct remus_run *r = &s->run;
+    char name[IFNAMSIZ];
     unsigned int i;
     int rc = 0;
 
@@ -694,9 +702,15 @@ static void give_vifs(struct secondary *s)
         rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], GIVE_MS);
         s->vif_given[i] = !rc;
         s->vifs_given = s->vifs_given && !rc;
-        if (rc)
+        if (rc) {
             remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
                           s->vifs[i].netdev, strerror(-rc));
+            continue;
+        }
+        tap_name(s, i, name);
+        remus_run_log(r, XC_SR_DEBUG, "%s: %d frames waited for the kernel's backend",
+                      s->vifs[i].netdev, remus_vif_carry(s->taps[i], name, &s->vifs[i]));
+        close_tap(s, i);
     }
 }
 
@@ -791,7 +805,6 @@ static void mind(struct secondary *s, const struct remus_action *a)
 {
     struct remus_run *r = &s->run;
     char path[64];
-    unsigned int i;
 
     s->active = true;
     s->active_us = remus_run_now_us();
@@ -803,11 +816,6 @@ static void mind(struct secondary *s, const struct remus_action *a)
     xc_sr_secondary_close(s->sr, true);
     s->sr = NULL;
     xc_sr_epoch_free(&s->epoch);
-    for (i = 0; i < REMUS_VIFS_MAX; i++) {
-        if (s->taps[i] >= 0)
-            close(s->taps[i]);  /* colo-shadowd has its own */
-        s->taps[i] = -1;
-    }
     r->result->end = (enum remus_end)a->value;
     snprintf(r->status.reason, sizeof(r->status.reason), "%s", a->text);
     remus_run_status(r, true);
@@ -1208,8 +1216,7 @@ int remus_secondary_run(const struct remus_session_params *params,
     }
     remus_run_dispose(&s->run);
     for (i = 0; i < REMUS_VIFS_MAX; i++)
-        if (s->taps[i] >= 0)
-            close(s->taps[i]);
+        close_tap(s, i);
     xc_sr_epoch_free(&s->epoch);
     if (s->lock_fd >= 0)
         close(s->lock_fd);

@@ -10,12 +10,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <linux/if_packet.h>
 #include <linux/sockios.h>
+#include <linux/virtio_net.h>
 
 #include "tools/libxl/remus_message.h"
 
 #define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
 #define POLL_US 2000u
+#define FRAME_MAX (sizeof(struct virtio_net_hdr) + 65536u + 64u)
 
 static int write_driver(uint32_t domid, unsigned int vif, const char *what)
 {
@@ -72,6 +75,43 @@ int remus_vif_bridge(const char *device, const char *bridge)
     }
     close(fd);
     return rc;
+}
+
+static void leave_bridge(const char *device, const char *bridge)
+{
+    struct ifreq request = {.ifr_ifindex = (int)if_nametoindex(device)};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return;
+    snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", bridge);
+    (void)ioctl(fd, SIOCBRDELIF, &request);
+    close(fd);
+}
+
+int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif)
+{
+    struct sockaddr_ll to = {
+        .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(vif->netdev),
+    };
+    const int on = 1;
+    int out, count = 0;
+    ssize_t bytes;
+    uint8_t *frame;
+
+    /* With its port the bridge forgets that the guest is behind it. */
+    if (vif->bridge[0])
+        leave_bridge(name, vif->bridge);
+    frame = malloc(FRAME_MAX);
+    out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
+        while ((bytes = read(fd, frame, FRAME_MAX)) > 0)
+            count += sendto(out, frame, (size_t)bytes, 0, (struct sockaddr *)&to,
+                            sizeof(to)) == bytes;
+    if (out >= 0)
+        close(out);
+    free(frame);
+    return count;
 }
 
 static int wait_port(xc_interface *xch, const struct ctl_attach *at, uint32_t port, int wanted,

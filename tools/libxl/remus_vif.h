@@ -23,5 +23,10 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
                    unsigned int timeout_ms);
 /* The device is up, and a port of the bridge ("": of none). */
 int remus_vif_bridge(const char *device, const char *bridge);
+/*
+ * Takes a tap (fd; IFF_VNET_HDR, non-blocking, called name) off its bridge, and gives what waits in
+ * it to the guest behind .netdev.  Returns how many frames those were.
+ */
+int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif);
 
 #endif /* REMUS_VIF_H */

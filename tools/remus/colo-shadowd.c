@@ -404,6 +404,9 @@ static void output_send(struct vif *v, struct outbox_entry *e, const struct pack
     struct iovec iov;
 
     if (s->failed_over) {
+        if (s->nudged < NUDGES) {
+            nudge_output(v->nudge, s->now_us, outbox_bytes(&v->out, e), p);
+        }
         tap_write(v, e, p);
         return;
     }
@@ -622,7 +625,7 @@ static void offer_held_input(struct vif *v, uint32_t flow)
             continue;
         }
         packet_parse(&p, outbox_bytes(&v->hold, e), e->length);
-        result = rewrite_input(v->rw, v->s->now_us, outbox_bytes(&v->hold, e), &p,
+        result = rewrite_input(v->rw, v->s->now_us, e->time_us, outbox_bytes(&v->hold, e), &p,
                                e->flags & REMUS_PACKET_F_CSUM_PARTIAL);
         if (result.verdict == REWRITE_HOLD) {
             return;
@@ -682,7 +685,8 @@ static bool input_prepare(struct vif *v, struct outbox_entry *e)
         return true;
     }
     packet_parse(&p, frame, e->length);
-    result = rewrite_input(v->rw, v->s->now_us, frame, &p, e->flags & REMUS_PACKET_F_CSUM_PARTIAL);
+    result = rewrite_input(v->rw, v->s->now_us, e->time_us, frame, &p,
+                           e->flags & REMUS_PACKET_F_CSUM_PARTIAL);
     if (result.verdict == REWRITE_HOLD) {
         input_hold(v, e, result.flow);
         outbox_kill(&v->inq, e);
@@ -975,11 +979,15 @@ static void channel_work(struct shadowd *s, bool readable)
 
 /* ---- Tap ------------------------------------------------------------------------------------ */
 
-/* In the epoll set while there is room for what it has. */
+/*
+ * In the epoll set while there is room for what it has, and a guest to take it: what comes while
+ * the kernel's backend is to take the interface waits there for it.
+ */
 static void tap_poll(struct vif *v)
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u64 = TAP_EVENT | v->index };
-    bool want = v->tap >= 0 && outbox_has_room(&v->inq, REMUS_PACKET_MAX);
+    bool want = v->tap >= 0 && v->s->state == STATE_RUNNING &&
+                outbox_has_room(&v->inq, REMUS_PACKET_MAX);
 
     if (want != v->tap_polled) {
         v->tap_polled = want;
@@ -998,7 +1006,7 @@ static void tap_read(struct vif *v)
     uint32_t i;
     ssize_t n;
 
-    for (i = 0; i < TAP_BATCH && v->tap >= 0; i++) {
+    for (i = 0; i < TAP_BATCH && v->tap >= 0 && s->state == STATE_RUNNING; i++) {
         e = outbox_put(&v->inq, REMUS_PACKET_MAX, OUTBOX_READY);
         if (!e) {
             return;                  /* the tap's queue holds, then drops: an ordinary network */
@@ -1270,7 +1278,43 @@ static void failover_input(struct vif *v)
     }
 }
 
-/* Output that never matched goes out now, in the order in which the guest sent it. */
+/* Input whose sequence numbers will never be known goes to the guest as it is. */
+static void failover_held_input(struct vif *v)
+{
+    struct outbox_entry *e;
+    uint64_t serial = 0;
+
+    while (v->hold.held && (e = outbox_from(&v->hold, serial))) {
+        serial = e->serial + 1;
+        if (e->state == OUTBOX_HELD) {
+            offer_held_input(v, e->flow);
+        }
+    }
+}
+
+/* Asks the guest where its connections stand. */
+static void failover_questions(struct vif *v)
+{
+    uint8_t frame[NUDGE_FRAME_MAX];
+    uint32_t cursor = 0, length;
+    struct outbox_entry *e;
+
+    while ((length = nudge_question(v->nudge, v->s->now_us, &cursor, frame))) {
+        e = outbox_put(&v->inq, length, OUTBOX_READY);
+        if (!e) {
+            return;
+        }
+        e->epoch = v->s->epoch;
+        e->time_us = v->s->now_us;
+        e->rewritten = 1;
+        memcpy(outbox_bytes(&v->inq, e), frame, length);
+    }
+}
+
+/*
+ * Output that never matched goes out now, in the order in which the guest sent it; but of ACKs
+ * without data only the newest: each would be a round trip of the time without a host.
+ */
 static void failover_output(struct vif *v)
 {
     struct outbox_entry *e;
@@ -1283,6 +1327,10 @@ static void failover_output(struct vif *v)
 
         serial = e->serial + 1;
         packet_parse(&p, frame, e->length);
+        if (nudge_superseded(v->nudge, &p)) {
+            outbox_kill(&v->out, e);
+            continue;
+        }
         rewrite_output_late(v->rw, frame, &p, e->flags & REMUS_PACKET_F_CSUM_PARTIAL,
                             e->rewritten);
         tap_write(v, e, &p);
@@ -1343,6 +1391,9 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
         struct vif *v = &s->vif[i];
 
         rewrite_failover(v->rw, s->now_us);
+        nudge_begin(v->nudge);
+        failover_held_input(v);
+        failover_questions(v);
         pump_input(v);
         failover_output(v);
         tap_poll(v);

@@ -15,6 +15,8 @@
 #define ICMPV6_UNREACHABLE  1u
 #define ICMPV6_NO_ROUTE     0u
 #define QUOTED_TCP          8u     /* ports and sequence number */
+#define TCP_HEADER          20u
+#define LONG_AGO            0x10000000u /* bytes before what the guest expects: out of any window */
 
 struct place {
     struct packet_key key;
@@ -22,10 +24,12 @@ struct place {
     uint32_t ack;            /* what the guest acknowledged last */
     uint8_t ethernet[14 + 4 * PACKET_VLANS_MAX];
     uint8_t ethernet_bytes;
+    bool fin;                /* the guest will send no more */
 };
 
 struct nudge {
     uint64_t seed;
+    bool begun;
     struct place places[NUDGE_FLOWS];
 };
 
@@ -44,28 +48,44 @@ void nudge_free(struct nudge *n)
     free(n);
 }
 
-static struct place *place_of(struct nudge *n, const struct packet_key *key)
+void nudge_begin(struct nudge *n)
 {
-    return &n->places[XXH64(key, sizeof(*key), n->seed) % NUDGE_FLOWS];
+    n->begun = true;
+}
+
+static uint32_t place_of(const struct nudge *n, const struct packet_key *key)
+{
+    return (uint32_t)(XXH64(key, sizeof(*key), n->seed) % NUDGE_FLOWS);
+}
+
+static bool holds(const struct place *place, const struct packet_key *key)
+{
+    return place->seen_us && !memcmp(&place->key, key, sizeof(*key));
 }
 
 void nudge_output(struct nudge *n, uint64_t now_us, const uint8_t *frame, const struct packet *p)
 {
     struct packet_key key;
     struct place *place;
+    bool known;
 
     if (p->kind != PACKET_TCP || p->l3 > sizeof(place->ethernet)) {
         return;
     }
     packet_key(&key, p, true);
-    place = place_of(n, &key);
+    place = &n->places[place_of(n, &key)];
+    known = holds(place, &key);
     if (p->tcp.flags & (PACKET_TCP_RST | PACKET_TCP_SYN) || !(p->tcp.flags & PACKET_TCP_ACK)) {
         /* No connection yet, or no more: a message to a peer that is connecting would end that. */
-        if (place->seen_us && !memcmp(&place->key, &key, sizeof(key))) {
+        if (known) {
             place->seen_us = 0;
         }
         return;
     }
+    if (n->begun && !known) {
+        return;
+    }
+    place->fin = (known && place->fin) || p->tcp.flags & PACKET_TCP_FIN;
     place->key = key;
     place->seen_us = now_us ? now_us : 1;
     place->ack = p->tcp.ack;
@@ -82,10 +102,25 @@ void nudge_input(struct nudge *n, const struct packet *p)
         return;
     }
     packet_key(&key, p, false);
-    place = place_of(n, &key);
-    if (place->seen_us && !memcmp(&place->key, &key, sizeof(key))) {
+    place = &n->places[place_of(n, &key)];
+    if (holds(place, &key) && (p->tcp.flags & (PACKET_TCP_SYN | PACKET_TCP_RST) ||
+                               place->ack - p->tcp.seq < packet_tcp_span(p))) {
         place->seen_us = 0;
     }
+}
+
+bool nudge_superseded(const struct nudge *n, const struct packet *p)
+{
+    const struct place *place;
+    struct packet_key key;
+
+    if (p->kind != PACKET_TCP || packet_tcp_span(p) || !(p->tcp.flags & PACKET_TCP_ACK) ||
+        p->tcp.flags & PACKET_TCP_RST) {
+        return false;
+    }
+    packet_key(&key, p, true);
+    place = &n->places[place_of(n, &key)];
+    return holds(place, &key) && seq_lt(p->tcp.ack, place->ack);
 }
 
 static void put16(uint8_t *at, uint16_t value)
@@ -156,14 +191,63 @@ static uint32_t message(const struct place *place, uint8_t *frame)
     return place->ethernet_bytes + bytes;
 }
 
-uint32_t nudge_next(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame)
+static uint32_t question(const struct place *place, uint8_t *frame)
+{
+    const struct packet_key *key = &place->key;
+    uint8_t *ip = frame + place->ethernet_bytes, *tcp;
+    const bool v4 = key->ip_version == 4;
+    const uint32_t bytes = (v4 ? 20 : 40) + TCP_HEADER;
+    const uint32_t seq = place->ack - LONG_AGO;
+    struct packet p;
+
+    memset(frame, 0, NUDGE_FRAME_MAX);
+    memcpy(frame, place->ethernet + 6, 6);
+    memcpy(frame + 6, place->ethernet, 6);
+    memcpy(frame + 12, place->ethernet + 12, place->ethernet_bytes - 12u);
+    if (v4) {
+        put_ipv4(ip, (uint16_t)bytes, PACKET_PROTO_TCP, key->peer, key->guest);
+    } else {
+        put_ipv6(ip, TCP_HEADER, PACKET_PROTO_TCP, key->peer, key->guest);
+    }
+    tcp = ip + bytes - TCP_HEADER;
+    memcpy(tcp, &key->peer_port, 2);
+    memcpy(tcp + 2, &key->guest_port, 2);
+    put16(tcp + 4, (uint16_t)(seq >> 16));
+    put16(tcp + 6, (uint16_t)seq);
+    tcp[12] = TCP_HEADER / 4 << 4;
+    tcp[13] = PACKET_TCP_ACK;
+    if (!packet_parse(&p, frame, place->ethernet_bytes + bytes)) {
+        packet_checksum_fill(frame, &p);
+    }
+    return place->ethernet_bytes + bytes;
+}
+
+/* The next place that is not too old; NULL at the end. */
+static const struct place *next_place(const struct nudge *n, uint64_t now_us, uint32_t *cursor)
 {
     while (*cursor < NUDGE_FLOWS) {
         const struct place *place = &n->places[(*cursor)++];
 
         if (place->seen_us && now_us < place->seen_us + NUDGE_IDLE_US) {
-            return message(place, frame);
+            return place;
         }
     }
-    return 0;
+    return NULL;
+}
+
+uint32_t nudge_next(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame)
+{
+    const struct place *place = next_place(n, now_us, cursor);
+
+    return place ? message(place, frame) : 0;
+}
+
+uint32_t nudge_question(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame)
+{
+    const struct place *place;
+
+    do {
+        place = next_place(n, now_us, cursor);
+    } while (place && place->fin);
+    return place ? question(place, frame) : 0;
 }

@@ -46,6 +46,7 @@ struct flow {
     bool established;            /* the peer has acknowledged something */
     bool fin_input, fin_output, reset;
     bool echo_known, ts_resolved, ts_raised;
+    bool heard;                  /* the peer has sent since failover */
     bool ack_known;
     bool counted;                /* in rw->rewriting */
 };
@@ -409,7 +410,7 @@ static bool infer_primary(const struct flow *flow, const struct packet_tcp *tcp,
     return true;
 }
 
-static void note_echo(struct rewrite *rw, uint64_t now_us, struct flow *flow,
+static void note_echo(struct rewrite *rw, uint64_t came_us, struct flow *flow,
                       const struct packet_tcp *tcp)
 {
     if (rw->failed_over || !tcp->has_timestamp || !tcp->tsecr ||
@@ -419,7 +420,7 @@ static void note_echo(struct rewrite *rw, uint64_t now_us, struct flow *flow,
     if (!flow->echo_known || seq_gt(tcp->tsecr, flow->echo_max)) {
         flow->echo_known = true;
         flow->echo_max = tcp->tsecr;
-        flow->echo_us = now_us;
+        flow->echo_us = came_us;
     }
 }
 
@@ -522,8 +523,8 @@ static void input_icmp(struct rewrite *rw, uint8_t *frame, const struct packet *
     }
 }
 
-struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t *frame,
-                                    struct packet *p, bool partial)
+struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint64_t came_us,
+                                    uint8_t *frame, struct packet *p, bool partial)
 {
     struct rewrite_result result;
     struct packet_key key;
@@ -574,7 +575,8 @@ struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t
         flow->established = true;
     }
     note_end(flow, &p->tcp, false);
-    note_echo(rw, now_us, flow, &p->tcp);
+    note_echo(rw, came_us, flow, &p->tcp);
+    flow->heard = flow->heard || (rw->failed_over && came_us > rw->failover_us);
     input_translate(flow, frame, p, partial);
     return result;
 }
@@ -614,6 +616,9 @@ static void output_translate(struct rewrite *rw, struct flow *flow, uint8_t *fra
         raise_timestamp(rw, flow, &p->tcp);
         if (flow->ts_raised) {
             packet_tcp_shift_tsval(frame, p, flow->ts_floor - p->tcp.tsval, partial);
+        }
+        if (!flow->heard && !(p->tcp.flags & PACKET_TCP_SYN)) {
+            packet_tcp_shift_tsecr(frame, p, 0u - p->tcp.tsecr, partial);
         }
     }
 }

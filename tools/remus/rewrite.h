@@ -34,6 +34,9 @@
  * the guest sent last.  The clock is behind by no more than a checkpoint took, so that after
  * REWRITE_TS_SETTLE_US nothing is left to do.  The echo in a peer's SYN-ACK is made the
  * secondary's own SYN's TSval: Linux resets otherwise.
+ * What the guest echoes after failover is of before it, until the peer is heard again: the peer
+ * would take the time without a host for a round trip, and wait several times as long when it next
+ * loses a segment.  Until then TSecr is 0, which stacks do not measure by.
  *
  * Limits: flows_max entries.  When full, the one unused longest goes, looking at the
  * REWRITE_EVICT_SCAN oldest: half-open and old flows go, flows that are being rewritten stay; if
@@ -91,9 +94,10 @@ struct rewrite_stats {
 int rewrite_new(struct rewrite **out, uint32_t flows_max, uint64_t seed);
 void rewrite_free(struct rewrite *rw);
 
-/* p was parsed from frame; both change.  partial: REMUS_PACKET_F_CSUM_PARTIAL. */
-struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint8_t *frame,
-                                    struct packet *p, bool partial);
+/* p was parsed from frame; both change.  partial: REMUS_PACKET_F_CSUM_PARTIAL.  came_us: when it
+ * came, which is earlier than now_us if it waited. */
+struct rewrite_result rewrite_input(struct rewrite *rw, uint64_t now_us, uint64_t came_us,
+                                    uint8_t *frame, struct packet *p, bool partial);
 struct rewrite_result rewrite_output(struct rewrite *rw, uint64_t now_us, uint8_t *frame,
                                      struct packet *p, bool partial);
 /* REMUS_PACKET_FLOW, in its place among the input. verdict is always REWRITE_PASS. */

@@ -59,6 +59,7 @@ BOOT_TIMEOUT_S = 120
 GUEST_TIMEOUT_S = 90
 EXEC_TIMEOUT_S = 600
 HOST_MEMORY_MB = 2600
+SHARED_MB = 64
 REPL_MTU = 9000
 XEN_ARGS = ("console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M bootscrub=0 spec-ctrl=eager-fpu "
             "loglvl=warning")
@@ -268,6 +269,10 @@ class Lab:
                 "-drive", "file=%s,if=none,id=disk,format=qcow2,cache=unsafe" %
                 self.path(host + ".qcow2"),
                 "-device", "virtio-blk-pci,drive=disk",
+                # The same for both hosts, as a SAN would be: /dev/vdb.
+                "-drive", "file=%s,if=none,id=shared,format=raw,cache=unsafe,file.locking=off" %
+                self.path("shared.raw"),
+                "-device", "virtio-blk-pci,drive=shared,share-rw=on",
                 "-chardev", console, "-serial", "chardev:serial",
                 "-qmp", "unix:%s,server=on,wait=off" % self.socket_path(host + ".qmp"),
                 "-netdev", "user,id=mgmt,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22" % info["port"],
@@ -355,6 +360,7 @@ class Lab:
             with self.changing_state() as state:
                 state.update(images=files, hosts={h: {} for h in wanted}, guests={}, captures={},
                              cuts=[])
+            run(["truncate", "-s", "%dM" % SHARED_MB, self.path("shared.raw")])
             for host in wanted:
                 run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", files["disk"],
                      self.path(host + ".qcow2")])
@@ -406,7 +412,8 @@ class Lab:
         shutil.rmtree(self.sockets, ignore_errors=True)
         if os.path.isdir(self.dir):
             for name in os.listdir(self.dir):
-                if name.endswith((".qcow2", ".console", ".qemu.log")) or name == "state.json":
+                if name == "state.json" or \
+                        name.endswith((".qcow2", ".raw", ".console", ".qemu.log")):
                     os.unlink(self.path(name))
 
     def kill(self, host):
