@@ -51,6 +51,12 @@ static int deliver(void *arg, const struct remus_packet *head, const uint8_t *pa
         channel_flow_get(payload, &flow);
         sum->value += flow.primary_isn;
         break;
+    case REMUS_PACKET_SENT:
+        if (sum->role != CHANNEL_SECONDARY || head->length < CHANNEL_SENT_MIN ||
+            head->length > CHANNEL_SENT_MAX) {
+            abort();
+        }
+        break;
     case REMUS_PACKET_PONG:
         break;
     default:

@@ -385,6 +385,8 @@ static void what_the_peer_would_refuse_is_not_sent(void **state)
     REFUSED(head.type = REMUS_PACKET_MATCHED; head.length = 12);
     REFUSED(head.type = REMUS_PACKET_PING; head.length = 65);
     REFUSED(head.type = REMUS_PACKET_FLOW; head.length = 47);
+    REFUSED(head.type = REMUS_PACKET_SENT; head.length = CHANNEL_SENT_MIN - 1);
+    REFUSED(head.type = REMUS_PACKET_SENT; head.length = CHANNEL_SENT_MAX + 1);
 #undef REFUSED
     assert_false(channel_wants_write(ends.primary));
 }
@@ -417,7 +419,7 @@ static void bad_headers_end_the_channel_before_their_payload_is_awaited(void **s
     REFUSED(head.length = REMUS_PACKET_MAX + 1);
     REFUSED(head.length = 0);
     REFUSED(head.type = 0);
-    REFUSED(head.type = 7);
+    REFUSED(head.type = 8);
     REFUSED(head.type = 255);
     REFUSED(head.type = REMUS_PACKET_OUTPUT; head.id = 1);
     REFUSED(head.type = REMUS_PACKET_PONG; head.length = 1);

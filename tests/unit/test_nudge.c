@@ -189,6 +189,44 @@ static void an_ack_is_superseded_by_a_newer_one_only(void **state)
     assert_false(superseded(TCP(.ack = 7, .guest_port = 81)));
 }
 
+static uint32_t tell(struct nudge_told *told, size_t length)
+{
+    struct packet p;
+
+    packet_parse(&p, frame, length);
+    return nudge_tell(told, frame, &p, out);
+}
+
+static void a_connection_is_told_of_once_an_epoch_and_at_its_end(void **state)
+{
+    static struct nudge_told told;
+    struct packet p;
+    uint32_t length;
+
+    (void)state;
+    assert_int_equal(tell(&told, frame_udp(frame, &(struct ip_spec){ .ttl = 1 }, 5, 9, "x", 1)), 0);
+    length = tell(&told, TCP(.ip.vlan = {12}, .seq = 77, .ack = 0x12345678, .timestamp = true,
+                             .data = "abc", .bytes = 3));
+    assert_int_equal(packet_parse(&p, out, length), 0);
+    assert_int_equal(p.kind, PACKET_TCP);
+    assert_int_equal(p.end, length);
+    assert_int_equal(packet_payload_bytes(&p), 0);
+    assert_true(packet_checksum_ok(out, &p));
+    assert_memory_equal(out, frame, 18);
+    assert_int_equal(p.src[15], 2);
+    assert_int_equal(p.sport, 80);
+    assert_int_equal(p.dport, 40000);
+    assert_int_equal(p.tcp.seq, 77);
+    assert_int_equal(p.tcp.ack, 0x12345678);
+    nudge_output(n, 1000, out, &p);
+    assert_int_equal(messages(2000), 1);
+    assert_int_equal(tell(&told, TCP(.ip.vlan = {12}, .ack = 0x12345679)), 0);
+    assert_true(tell(&told, TCP(.ip.vlan = {12}, .flags = PACKET_TCP_FIN | PACKET_TCP_ACK)));
+    assert_true(tell(&told, TCP(.ip.v6 = true)));
+    nudge_told_clear(&told);
+    assert_true(tell(&told, TCP(.ip.vlan = {12}, .ack = 0x12345679)));
+}
+
 static void a_flow_that_was_idle_for_long_is_left_alone(void **state)
 {
     (void)state;
@@ -221,6 +259,7 @@ int main(void)
         T(the_guest_is_asked_over_ipv6),
         T(a_guest_that_has_said_everything_is_not_asked),
         T(an_ack_is_superseded_by_a_newer_one_only),
+        T(a_connection_is_told_of_once_an_epoch_and_at_its_end),
         T(a_flow_that_was_idle_for_long_is_left_alone),
         T(more_flows_than_places_lose_messages_only),
     };

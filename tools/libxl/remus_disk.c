@@ -422,15 +422,42 @@ static int open_below(int device_fd, int access_mode)
     return fd;
 }
 
+/* The kernel's own name of a block device: there without udev, too. */
+static void device_path(const struct remus_disk *d, char *path, size_t size)
+{
+    char uevent[64], line[256];
+    FILE *f;
+
+    snprintf(path, size, "/dev/block/%u:%u", d->major, d->minor);
+    snprintf(uevent, sizeof(uevent), "/sys/dev/block/%u:%u/uevent", d->major, d->minor);
+    f = fopen(uevent, "re");
+    while (f && fgets(line, sizeof(line), f)) {
+        line[strcspn(line, "\n")] = 0;
+        if (!strncmp(line, "DEVNAME=", 8)) {
+            snprintf(path, size, "/dev/%s", line + 8);
+        }
+    }
+    if (f) {
+        fclose(f);
+    }
+}
+
 int remus_disk_open(const struct remus_disk *d, char *error)
 {
     const int access_mode = d->info.read_only ? O_RDONLY : O_RDWR;
-    char path[64];
+    char path[288];
     uint64_t bytes;
+    struct stat st;
     int fd, below, rc;
 
-    snprintf(path, sizeof(path), "/dev/block/%u:%u", d->major, d->minor);
+    device_path(d, path, sizeof(path));
     fd = open(path, access_mode | O_DIRECT | O_CLOEXEC);
+    if (fd >= 0 && (fstat(fd, &st) || !S_ISBLK(st.st_mode) ||
+                    st.st_rdev != makedev(d->major, d->minor))) {
+        close(fd);
+        fd = -1;
+        errno = ENODEV;
+    }
     if (fd < 0) {
         rc = -errno;
         say(error, "domain %u disk %u: %s does not open: %s", d->domid, d->info.vdev, path,

@@ -57,6 +57,8 @@ static const struct channel_rule {
                                sizeof(struct remus_flow), 1, false, false },
     [REMUS_PACKET_PING]    = { "PING", CHANNEL_PRIMARY, 0, CHANNEL_PING_MAX, 1, false, false },
     [REMUS_PACKET_PONG]    = { "PONG", CHANNEL_SECONDARY, 0, CHANNEL_PING_MAX, 1, false, false },
+    [REMUS_PACKET_SENT]    = { "SENT", CHANNEL_PRIMARY, CHANNEL_SENT_MIN, CHANNEL_SENT_MAX, 1,
+                               false, false },
 };
 
 __attribute__((format(printf, 3, 4)))

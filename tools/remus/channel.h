@@ -33,6 +33,8 @@
 #define CHANNEL_OUT_MAX      (16u << 20)
 #define CHANNEL_OUT_HIGH     (4u << 20)
 #define CHANNEL_OUT_LOW      (1u << 20)
+#define CHANNEL_SENT_MIN     54u    /* Ethernet, IPv4 and TCP headers without options */
+#define CHANNEL_SENT_MAX     160u
 #define CHANNEL_MATCHED_MAX  1024u  /* ids in one REMUS_PACKET_MATCHED */
 #define CHANNEL_PING_MAX     64u    /* payload bytes of PING and PONG */
 #define CHANNEL_FRAME_MIN    14u    /* an Ethernet header */

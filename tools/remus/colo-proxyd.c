@@ -70,6 +70,7 @@
 #include "tools/remus/ctl.h"
 #include "tools/remus/ctlio.h"
 #include "tools/remus/nfq.h"
+#include "tools/remus/nudge.h"
 #include "tools/remus/packet.h"
 #include "tools/remus/privdrop.h"
 
@@ -153,6 +154,7 @@ struct vif {
 
     uint64_t matched[CHANNEL_MATCHED_MAX];
     unsigned int matched_count;
+    struct nudge_told told;  /* in this epoch, if its output is not compared */
 
     struct ctl_vif_stats stats;             /* input, output and dropped are counted here */
     uint64_t held_bytes, held_max;
@@ -505,6 +507,32 @@ static bool frame_may_be_mangled(const struct nfq_frame *frame)
            !packet_parse(&packet, frame->bytes, frame->length) && packet.kind == PACKET_TCP;
 }
 
+/* A copy that does not run cannot know whom its guest talks to. */
+static void output_tell(struct vif *v, const struct nfq_frame *frame)
+{
+    struct proxy *p = v->proxy;
+    uint8_t headers[NUDGE_FRAME_MAX];
+    struct packet packet;
+    uint32_t length;
+
+    if (!p->channel || channel_congested(p->channel) ||
+        packet_parse(&packet, frame->bytes, frame->length)) {
+        return;
+    }
+    length = nudge_tell(&v->told, frame->bytes, &packet, headers);
+    if (length) {
+        const struct remus_packet head = {
+            .length = length, .type = REMUS_PACKET_SENT, .vif = (uint8_t)v->index,
+            .epoch = p->epoch,
+        };
+        const struct iovec iov = { .iov_base = headers, .iov_len = length };
+
+        if (channel_send(p->channel, &head, &iov, 1)) {
+            channel_lost(p, channel_error(p->channel));
+        }
+    }
+}
+
 static void output_frame(void *arg, const struct nfq_frame *frame)
 {
     const struct output *o = arg;
@@ -532,6 +560,9 @@ static void output_frame(void *arg, const struct nfq_frame *frame)
     }
     if (p->triggers && !p->asked) {
         vif_ask(v, CTL_WHY_OUTPUT, NULL, "output of %u bytes", frame->wire_length);
+    }
+    if (p->state == PROXY_PROTECT && p->rule == CTL_RULE_EPOCH) {
+        output_tell(v, frame);
     }
     s = frame->truncated && p->rule == CTL_RULE_COMPARE ? NULL : slot_take(o, frame);
     /* Near its limit the kernel may drop before it can be seen there. */
@@ -826,6 +857,7 @@ static int proxy_cut(struct proxy *p, uint64_t epoch, uint32_t code)
         }
         cmp_compare(p->vifs[i].cmp, rule == CTL_RULE_COMPARE);
         cmp_cut(p->vifs[i].cmp, p->now_us, epoch);
+        nudge_told_clear(&p->vifs[i].told);
     }
     p->epoch = epoch + 1;
     p->rule = rule;

@@ -890,6 +890,7 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
     struct shadowd *s = arg;
     struct vif *v = &s->vif[head->vif];
     struct outbox_entry *e;
+    struct packet p;
     size_t i;
 
     switch (head->type) {
@@ -900,6 +901,11 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
                 outbox_kill(&v->out, e);
                 s->stats.released_equal++;
             }
+        }
+        return 0;
+    case REMUS_PACKET_SENT:
+        if (!packet_parse(&p, payload, head->length)) {
+            nudge_output(v->nudge, s->now_us, payload, &p);
         }
         return 0;
     case REMUS_PACKET_INPUT:

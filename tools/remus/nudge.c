@@ -16,13 +16,14 @@
 #define ICMPV6_NO_ROUTE     0u
 #define QUOTED_TCP          8u     /* ports and sequence number */
 #define TCP_HEADER          20u
+#define ETHERNET_MAX        (14u + 4u * PACKET_VLANS_MAX)
 #define LONG_AGO            0x10000000u /* bytes before what the guest expects: out of any window */
 
 struct place {
     struct packet_key key;
     uint64_t seen_us;        /* 0: free */
     uint32_t ack;            /* what the guest acknowledged last */
-    uint8_t ethernet[14 + 4 * PACKET_VLANS_MAX];
+    uint8_t ethernet[ETHERNET_MAX];
     uint8_t ethernet_bytes;
     bool fin;                /* the guest will send no more */
 };
@@ -53,9 +54,9 @@ void nudge_begin(struct nudge *n)
     n->begun = true;
 }
 
-static uint32_t place_of(const struct nudge *n, const struct packet_key *key)
+static uint32_t place_of(uint64_t seed, const struct packet_key *key)
 {
-    return (uint32_t)(XXH64(key, sizeof(*key), n->seed) % NUDGE_FLOWS);
+    return (uint32_t)(XXH64(key, sizeof(*key), seed) % NUDGE_FLOWS);
 }
 
 static bool holds(const struct place *place, const struct packet_key *key)
@@ -69,11 +70,11 @@ void nudge_output(struct nudge *n, uint64_t now_us, const uint8_t *frame, const 
     struct place *place;
     bool known;
 
-    if (p->kind != PACKET_TCP || p->l3 > sizeof(place->ethernet)) {
+    if (p->kind != PACKET_TCP || p->l3 > ETHERNET_MAX) {
         return;
     }
     packet_key(&key, p, true);
-    place = &n->places[place_of(n, &key)];
+    place = &n->places[place_of(n->seed, &key)];
     known = holds(place, &key);
     if (p->tcp.flags & (PACKET_TCP_RST | PACKET_TCP_SYN) || !(p->tcp.flags & PACKET_TCP_ACK)) {
         /* No connection yet, or no more: a message to a peer that is connecting would end that. */
@@ -102,7 +103,7 @@ void nudge_input(struct nudge *n, const struct packet *p)
         return;
     }
     packet_key(&key, p, false);
-    place = &n->places[place_of(n, &key)];
+    place = &n->places[place_of(n->seed, &key)];
     if (holds(place, &key) && (p->tcp.flags & (PACKET_TCP_SYN | PACKET_TCP_RST) ||
                                place->ack - p->tcp.seq < packet_tcp_span(p))) {
         place->seen_us = 0;
@@ -119,7 +120,7 @@ bool nudge_superseded(const struct nudge *n, const struct packet *p)
         return false;
     }
     packet_key(&key, p, true);
-    place = &n->places[place_of(n, &key)];
+    place = &n->places[place_of(n->seed, &key)];
     return holds(place, &key) && seq_lt(p->tcp.ack, place->ack);
 }
 
@@ -191,35 +192,53 @@ static uint32_t message(const struct place *place, uint8_t *frame)
     return place->ethernet_bytes + bytes;
 }
 
+struct segment {
+    const uint8_t *from, *to;       /* 16 bytes each */
+    uint16_t sport, dport;          /* as in the frame */
+    uint32_t seq, ack;
+    uint8_t flags, ip_version;
+};
+
+/* TCP without options and data, behind the `l3` bytes that frame has already. */
+static uint32_t put_segment(uint8_t *frame, uint32_t l3, const struct segment *s)
+{
+    uint8_t *ip = frame + l3, *tcp;
+    const bool v4 = s->ip_version == 4;
+    const uint32_t bytes = (v4 ? 20 : 40) + TCP_HEADER;
+    struct packet p;
+
+    memset(ip, 0, bytes);
+    if (v4) {
+        put_ipv4(ip, (uint16_t)bytes, PACKET_PROTO_TCP, s->from, s->to);
+    } else {
+        put_ipv6(ip, TCP_HEADER, PACKET_PROTO_TCP, s->from, s->to);
+    }
+    tcp = ip + bytes - TCP_HEADER;
+    memcpy(tcp, &s->sport, 2);
+    memcpy(tcp + 2, &s->dport, 2);
+    put16(tcp + 4, (uint16_t)(s->seq >> 16));
+    put16(tcp + 6, (uint16_t)s->seq);
+    put16(tcp + 8, (uint16_t)(s->ack >> 16));
+    put16(tcp + 10, (uint16_t)s->ack);
+    tcp[12] = TCP_HEADER / 4 << 4;
+    tcp[13] = s->flags;
+    if (!packet_parse(&p, frame, l3 + bytes)) {
+        packet_checksum_fill(frame, &p);
+    }
+    return l3 + bytes;
+}
+
 static uint32_t question(const struct place *place, uint8_t *frame)
 {
     const struct packet_key *key = &place->key;
-    uint8_t *ip = frame + place->ethernet_bytes, *tcp;
-    const bool v4 = key->ip_version == 4;
-    const uint32_t bytes = (v4 ? 20 : 40) + TCP_HEADER;
-    const uint32_t seq = place->ack - LONG_AGO;
-    struct packet p;
 
-    memset(frame, 0, NUDGE_FRAME_MAX);
     memcpy(frame, place->ethernet + 6, 6);
     memcpy(frame + 6, place->ethernet, 6);
     memcpy(frame + 12, place->ethernet + 12, place->ethernet_bytes - 12u);
-    if (v4) {
-        put_ipv4(ip, (uint16_t)bytes, PACKET_PROTO_TCP, key->peer, key->guest);
-    } else {
-        put_ipv6(ip, TCP_HEADER, PACKET_PROTO_TCP, key->peer, key->guest);
-    }
-    tcp = ip + bytes - TCP_HEADER;
-    memcpy(tcp, &key->peer_port, 2);
-    memcpy(tcp + 2, &key->guest_port, 2);
-    put16(tcp + 4, (uint16_t)(seq >> 16));
-    put16(tcp + 6, (uint16_t)seq);
-    tcp[12] = TCP_HEADER / 4 << 4;
-    tcp[13] = PACKET_TCP_ACK;
-    if (!packet_parse(&p, frame, place->ethernet_bytes + bytes)) {
-        packet_checksum_fill(frame, &p);
-    }
-    return place->ethernet_bytes + bytes;
+    return put_segment(frame, place->ethernet_bytes, &(struct segment){
+        .from = key->peer, .to = key->guest, .sport = key->peer_port, .dport = key->guest_port,
+        .seq = place->ack - LONG_AGO, .flags = PACKET_TCP_ACK, .ip_version = key->ip_version,
+    });
 }
 
 /* The next place that is not too old; NULL at the end. */
@@ -250,4 +269,33 @@ uint32_t nudge_question(const struct nudge *n, uint64_t now_us, uint32_t *cursor
         place = next_place(n, now_us, cursor);
     } while (place && place->fin);
     return place ? question(place, frame) : 0;
+}
+
+void nudge_told_clear(struct nudge_told *told)
+{
+    memset(told->bits, 0, sizeof(told->bits));
+}
+
+uint32_t nudge_tell(struct nudge_told *told, const uint8_t *frame, const struct packet *p,
+                    uint8_t *out)
+{
+    struct packet_key key;
+    uint32_t at;
+
+    if (p->kind != PACKET_TCP || p->l3 > ETHERNET_MAX) {
+        return 0;
+    }
+    packet_key(&key, p, true);
+    at = place_of(told->seed, &key);
+    if (told->bits[at / 64] >> at % 64 & 1 &&
+        !(p->tcp.flags & (PACKET_TCP_SYN | PACKET_TCP_FIN | PACKET_TCP_RST))) {
+        return 0;
+    }
+    told->bits[at / 64] |= UINT64_C(1) << at % 64;
+    memcpy(out, frame, p->l3);
+    return put_segment(out, p->l3, &(struct segment){
+        .from = key.guest, .to = key.peer, .sport = key.guest_port, .dport = key.peer_port,
+        .seq = p->tcp.seq, .ack = p->tcp.ack, .flags = (uint8_t)p->tcp.flags,
+        .ip_version = key.ip_version,
+    });
 }

@@ -13,6 +13,8 @@
  * asked first, with an empty segment that is far out of its window, which RFC 9293 (3.10.7.4) has
  * it answer with what it expects next.
  *
+ * Where no copy runs, the primary tells the secondary of its guest's connections (SENT).
+ *
  * Pure: no system call, no clock.  One instance serves one vif.  The table has a fixed size; a flow
  * whose place is taken by a younger one gets no message, which costs it time only.
  */
@@ -53,5 +55,21 @@ uint32_t nudge_question(const struct nudge *n, uint64_t now_us, uint32_t *cursor
  * room), 0 at the end.  *cursor: 0 at first.
  */
 uint32_t nudge_next(const struct nudge *n, uint64_t now_us, uint32_t *cursor, uint8_t *frame);
+
+/* ---- At the primary: what the secondary is told ---- */
+
+struct nudge_told {
+    uint64_t seed;                  /* as hash_seed */
+    uint64_t bits[NUDGE_FLOWS / 64];
+};
+
+/* A new epoch: every connection is told of again. */
+void nudge_told_clear(struct nudge_told *told);
+/*
+ * The headers of a frame of the guest's, for the secondary's nudge_output(): bytes written to out
+ * (NUDGE_FRAME_MAX of room), 0 if they were told in this epoch, or nothing is to be told.
+ */
+uint32_t nudge_tell(struct nudge_told *told, const uint8_t *frame, const struct packet *p,
+                    uint8_t *out);
 
 #endif /* REMUS_NUDGE_H */

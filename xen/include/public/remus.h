@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define REMUS_PROTOCOL_VERSION   2u
+#define REMUS_PROTOCOL_VERSION   3u
 #define REMUS_SECRET_BYTES       32u
 
 /* ---- Opening of each stream, inside TLS unless --plain: what the connection is for ---------- */
@@ -180,6 +180,7 @@ enum remus_packet_type {
     REMUS_PACKET_FLOW     = 4,      /* P->S: struct remus_flow: the primary's ISN of a young flow */
     REMUS_PACKET_PING     = 5,      /* P->S, opaque payload up to 64 bytes, answered by PONG */
     REMUS_PACKET_PONG     = 6,
+    REMUS_PACKET_SENT     = 7,      /* P->S: headers of a TCP segment that P's guest has sent */
 };
 #define REMUS_PACKET_F_CSUM_PARTIAL 0x1u /* L4 checksum field holds the pseudo header sum only */
 #define REMUS_PACKET_F_GSO          0x2u /* larger than the MTU; segment before a real wire */
