@@ -60,14 +60,14 @@ def test_a_guest_is_protected_again_from_where_it_is(lab):
     session.process.kill()
 
 
-@deadline(300)
-def test_a_guest_is_switched_over_on_purpose(lab):
+def switched_over(lab, mode):
     """xl remus-switch: no client error, no packet lost, also when the kernel's backend takes the
     interface, no word of the old host's, and none of its guest left."""
     forget_logs(lab)
     guest = lab.guest("a")
     witness = lab.witness()
-    session = colo.Session(lab, guest, interval_ms=2000, arbiter=witness.spec, verify=False)
+    session = colo.Session(lab, guest, mode=mode, interval_ms=2000 if mode == "colo" else None,
+                           arbiter=witness.spec, verify=False)
     session.wait_protected()
     captures = test_arbiter.Captures(lab, guest)
     client = lab.client(guest, long=30, short=200, ping=50, udp=50)
@@ -92,6 +92,16 @@ def test_a_guest_is_switched_over_on_purpose(lab):
           {"ping": 0, "udp": 0}, "datagrams lost")
     print("# longest gap of a client: %.0f ms before, %.0f ms with the switch" %
           (before, figures["classes"]["long"]["gap_ms"]))
+
+
+@deadline(300)
+def test_a_guest_is_switched_over_on_purpose(lab):
+    switched_over(lab, "colo")
+
+
+@deadline(300)
+def test_a_guest_whose_copy_is_paused_is_switched_over_on_purpose(lab):
+    switched_over(lab, "remus")
 
 
 @deadline(400)

@@ -1023,6 +1023,26 @@ TEST(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over)
     expect_nothing(&f);
 }
 
+TEST(a_switch_to_a_copy_that_is_paused_starts_it_with_a_checkpoint_before)
+{
+    struct fixture f;
+
+    begin(&f, REMUS_PRIMARY, "auto", true);
+    walk_primary(&f, RP_RUN, 2);
+    event3(&f, RE_MODE, 0, REMUS_MODE_REMUS);
+    walk_primary(&f, RP_RUN, 3);
+    assert_string_equal(f.core.mode->name, "remus");
+    event(&f, RE_SWITCH);
+    expect_nothing(&f);
+    pass(&f, 20 * MS);
+    expect_state(&f, RP_SUSPEND); /* at once */
+    walk_primary(&f, RP_APPLY, 3);
+    assert_string_equal(f.core.mode->name, "colo");
+    event3(&f, RE_PEER_APPLIED, 3, 0);
+    expect(&f, RA_FENCE_AND_STOP, RA_SEND_STOP, RA_FINISH);
+    assert_int_equal(f.out.list[1].value, REMUS_STOP_HANDOVER);
+}
+
 TEST(a_guest_that_cannot_be_resumed_without_a_secondary_ends_as_failed)
 {
     struct fixture f;
@@ -2227,6 +2247,7 @@ int main(void)
         T(a_guest_that_cannot_be_resumed_without_a_secondary_ends_as_failed),
         T(a_copy_in_the_middle_of_an_epoch_is_not_told_but_finds_out),
         T(a_switch_waits_for_the_checkpoint_under_way_and_hands_the_guest_over),
+        T(a_switch_to_a_copy_that_is_paused_starts_it_with_a_checkpoint_before),
         T(a_copy_that_is_handed_the_guest_takes_over_without_asking),
         T(a_copy_is_handed_nothing_in_the_middle_of_an_epoch),
         T(loss_before_protection_needs_no_arbitration),

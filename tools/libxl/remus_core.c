@@ -1144,12 +1144,18 @@ static void p_applied(struct remus_core *c, const struct remus_event *e, struct 
 
 /*
  * The copy is to be the guest.  Only between two checkpoints, so that it has nothing to finish
- * first.
+ * first; and only when it runs: one that is paused has not had what the guest got since the last
+ * one, so a checkpoint starts it before.
  */
 static void p_switch_now(struct remus_core *c, struct remus_actions *out)
 {
     if (c->want_switch && c->state == RP_RUN && c->applied && !c->guest_stopped &&
         !c->params.nowhere && !has(c, F_LOST) && !has(c, F_ENDING)) {
+        if (!c->mode->secondary_runs) {
+            mode_wanted(c, &modes[MODE_COLO]);
+            c->want_checkpoint = true;
+            return;
+        }
         because(c, "handed over on request");
         p_hand_over(c, out);
     }

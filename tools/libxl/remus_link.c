@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_run.h"
 
 #define LINK_AHEAD      (256 << 10)
@@ -497,6 +499,28 @@ void remus_run_link_drain(struct remus_run *r)
     uv_stream_set_blocking((uv_stream_t *)&path->tcp, 1);
     if (!uv_fileno((uv_handle_t *)&path->tcp, &fd))
         shutdown(fd, SHUT_WR);
+}
+
+void remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms)
+{
+    struct remus_path *path = r->link_gone ? &r->second : &r->link;
+    const uint64_t end = remus_now_ms() + timeout_ms;
+    struct pollfd poll_fd = { .events = POLLIN };
+    char bytes[4096];
+    uint64_t now;
+
+    remus_run_link_drain(r);
+    if (!path->open || uv_fileno((uv_handle_t *)&path->tcp, &poll_fd.fd))
+        return;
+    while ((now = remus_now_ms()) < end) {
+        ssize_t got;
+
+        if (poll(&poll_fd, 1, (int)(end - now)) <= 0)
+            continue;
+        got = recv(poll_fd.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+        if (!got || (got < 0 && errno != EAGAIN && errno != EINTR))
+            return;
+    }
 }
 
 void remus_run_link_close(struct remus_run *r)

@@ -49,6 +49,7 @@
 #define DEADLINE_MAX_MS     1000u
 #define LEASE_MARGIN        16u     /* this part of the timeout is the lease shorter */
 #define LEASE_LAST_MS       60000u  /* ended by the removal of the rules */
+#define TAKES_OVER_MS       2000u   /* a copy that was told to */
 #define LEASE_STEP_US       100000u /* renewed when it gains as much */
 
 struct primary {
@@ -1398,6 +1399,9 @@ out:
         remus_guest_xl_continue(p->minders, p->minder_count);
     if (r->disks.kept)
         mind(p, result);
+    /* colo-proxyd passes on what the network still sends to this host. */
+    if (result->end == REMUS_END_HANDED_OVER && p->vif_count)
+        remus_run_link_await_end(r, TAKES_OVER_MS);
     remus_run_dispose(r);
     free(p->frontends);
     free(p->copy_buffer);

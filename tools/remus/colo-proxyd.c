@@ -17,7 +17,7 @@
  *   PROTECT    by the epoch's rule, below      by the rule
  *   HOLD       held; CTL_RELEASE only          as in PROTECT (while there is a channel)
  *   OPEN       accepted                        accepted
- *   FENCED     dropped                         dropped
+ *   FENCED     dropped                         dropped; with COMPARE copied first
  *
  *              HOLD     CHANNEL LOST   UNPROTECT   FENCE
  *   PROTECT    HOLD     HOLD           OPEN        FENCED
@@ -668,7 +668,7 @@ static void input_frame(void *arg, const struct nfq_frame *frame)
 
     v->stats.input_packets++;
     v->stats.input_bytes += frame->wire_length;
-    if ((p->state == PROXY_PROTECT || p->state == PROXY_HOLD) && p->rule == CTL_RULE_COMPARE) {
+    if (p->state != PROXY_OPEN && p->rule == CTL_RULE_COMPARE) {
         if (frame->truncated) {
             v->stats.dropped++;
             proxy_log(p, 1, "%s: input frame of %u bytes dropped: too long to copy", v->name,
@@ -691,7 +691,9 @@ static void input_frame(void *arg, const struct nfq_frame *frame)
                     channel_lost(p, channel_error(p->channel));
                 }
             }
-            cmp_input(v->cmp, p->now_us, frame->bytes, frame->length);
+            if (accept) {
+                cmp_input(v->cmp, p->now_us, frame->bytes, frame->length);
+            }
         }
     }
     rc = nfq_verdict(v->input, frame->packet_id, accept);

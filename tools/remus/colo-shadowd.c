@@ -86,6 +86,7 @@
 #define ADDRESSES_MAX    16u         /* remembered for each vif, for the announcements */
 #define TICK_US          1000000ull
 #define STUCK_US         1000000ull  /* without a frame taken */
+#define LATE_INPUT_US    2000000ull  /* after failover: what the primary still passes on */
 
 #define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
 
@@ -938,8 +939,11 @@ static int channel_packet(void *arg, const struct remus_packet *head, const uint
 
 static void channel_lost(struct shadowd *s, int rc)
 {
-    daemon_say(DAEMON_WARNING, "domain %u epoch %" PRIu64 ": packet channel lost: %s", s->domid,
-               s->epoch, *channel_error(s->channel) ? channel_error(s->channel) : strerror(-rc));
+    if (!s->failing_over) {
+        daemon_say(DAEMON_WARNING, "domain %u epoch %" PRIu64 ": packet channel lost: %s", s->domid,
+                   s->epoch, *channel_error(s->channel) ? channel_error(s->channel)
+                   : strerror(-rc));
+    }
     if (s->ctl_open && !s->failing_over) {
         ctl_say(REMUS_CTL_FD, CTL_CHANNEL_LOST, 0, s->epoch, "%s", channel_error(s->channel));
     }
@@ -1380,10 +1384,6 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
             break;
         }
     }
-    if (s->channel) {
-        channel_free(s->channel);
-        s->channel = NULL;
-    }
     for (i = 0; i < s->vifs; i++) {
         failover_input(&s->vif[i]);
     }
@@ -1584,6 +1584,10 @@ static void timers_work(struct shadowd *s)
     }
     if (s->now_us >= s->tick_us) {
         s->tick_us = s->now_us + TICK_US;
+        if (s->channel && s->failed_over && s->now_us - s->failover_us > LATE_INPUT_US) {
+            channel_free(s->channel);
+            s->channel = NULL;
+        }
         for (i = 0; i < s->vifs; i++) {
             rewrite_tick(s->vif[i].rw, s->now_us);
             if (s->failed_over) {

@@ -47,8 +47,9 @@ static const char nft_create[] =
     "add rule " NFT_TABLE " leases iifname @leased iifname != @" REMUS_NFT_LEASE_SET
     " counter drop\n"
     "add rule " NFT_TABLE " leases iifname vmap @until\n"
-    "add rule " NFT_TABLE " input oifname @fenced counter drop\n"
-    "add rule " NFT_TABLE " input oifname vmap @input\n";
+    /* colo-proxyd, while it lives, passes what a fenced guest would get on to the copy. */
+    "add rule " NFT_TABLE " input oifname vmap @input\n"
+    "add rule " NFT_TABLE " input oifname @fenced counter drop\n";
 
 static const char *const nft_sides[2] = { "output", "input" };
 
@@ -466,7 +467,7 @@ int remus_nft_check(const char *vif, uint16_t output_queue, uint16_t input_queue
     } base[] = {
         { "output", { "hook prerouting", "@fenced", "vmap @output" } },
         { "leases", { "hook prerouting", "@leased", "vmap @until" } },
-        { "input", { "hook postrouting", "@fenced", "vmap @input" } },
+        { "input", { "hook postrouting", "vmap @input", "@fenced" } },
     };
     const char *const queue = "queue";
     const struct remus_nft_vif *now;
