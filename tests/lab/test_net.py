@@ -146,3 +146,21 @@ def test_who_asks_for_checkpoints_is_reported(lab):
     check(cause["diverged"] >= 3, cause)
     client.stop_without_errors()
     equal(session.stop(), 0, "exit status of xl remus")
+
+
+@deadline(240)
+def test_no_packet_is_lost_when_protection_begins_or_ends(lab):
+    guest = lab.guest("a")
+    for mode, interval_ms in (("colo", 1000), ("remus", None)):
+        for begins in (True, False):
+            client = lab.client(guest, udp=20, ping=20)
+            client.wait_answers(10)
+            if begins:
+                session = colo.Session(lab, guest, mode=mode, verify=False, interval_ms=interval_ms)
+                session.wait_protected()
+            else:
+                equal(session.stop(), 0, "exit status of xl remus")
+            client.wait_answers(10)
+            figures = client.stop_without_errors()["classes"]
+            equal({name: c["lost"] for name, c in figures.items()}, {"udp": 0, "ping": 0},
+                  "datagrams lost in %s, %s" % (mode, "beginning" if begins else "ending"))

@@ -471,6 +471,21 @@ static int guard_begin(struct primary *p)
     return rc;
 }
 
+/* Frames pass without its mark again. */
+static void guard_relax(struct primary *p)
+{
+    int rc = remus_guard_relax(p->run.p->guard_fd, p->run.h.domid);
+
+    if (rc)
+        remus_run_log(&p->run, XC_SR_WARN, "packet filter: table remus-guard-%u drops frames until "
+                      "it is removed: %s", p->run.h.domid, strerror(-rc));
+    if (p->watch_fd < 0)
+        return;
+    uv_close((uv_handle_t *)&p->watch_poll, NULL);
+    close(p->watch_fd);
+    p->watch_fd = -1;
+}
+
 static void guard_end(struct primary *p)
 {
     int rc = remus_guard_clear(p->run.p->guard_fd, p->run.h.domid);
@@ -478,11 +493,6 @@ static void guard_end(struct primary *p)
     if (rc)
         remus_run_log(&p->run, XC_SR_ERROR, "packet filter: table remus-guard-%u stays until this "
                       "process ends: %s", p->run.h.domid, strerror(-rc));
-    if (p->watch_fd < 0)
-        return;
-    uv_close((uv_handle_t *)&p->watch_poll, NULL);
-    close(p->watch_fd);
-    p->watch_fd = -1;
 }
 
 static int rules_install(struct primary *p)
@@ -646,18 +656,26 @@ static void own_frames_end(struct primary *p)
     }
 }
 
+/*
+ * Nothing is steered to colo-proxyd any more, which then lets go what waits there, and ends; only
+ * then may chains at a hook go, because their end drops what waits in any queue.
+ */
 static void rules_remove(struct primary *p)
 {
+    char error[200] = "";
     unsigned int i;
 
     lease_end(p);
     own_frames_end(p);
     if (!p->rules_in)
         return;
+    guard_relax(p);
+    for (i = 0; i < p->vif_count; i++)
+        (void)remus_nft_release(p->vifs[i].netdev, error, sizeof(error));
+    remus_run_daemon_stop(&p->run.daemon);
     guard_end(p);
     for (i = 0; i < p->vif_count; i++) {
-        char error[200] = "";
-
+        error[0] = 0;
         if (remus_nft_unprotect(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "the rules of %s stay: %s; to remove them: "
                           "xl remus --release %u", p->vifs[i].netdev, error, p->run.h.domid);
@@ -885,7 +903,7 @@ static void unprotect(struct primary *p, enum remus_end end)
                           "will send them again");
     }
     rules_remove(p);
-    remus_run_daemon_stop(&r->daemon);
+    remus_run_daemon_stop(&r->daemon); /* if there were no rules yet */
     ended = remus_guest_state(r->h.xch, r->h.domid, &reason) == REMUS_GUEST_ENDED;
     if (ended || r->p->keep_disks == REMUS_KEEP_NEVER ||
         (r->p->keep_disks == REMUS_KEEP_UNLESS_STOPPED && end == REMUS_END_STOPPED) ||

@@ -172,6 +172,26 @@ out:
     return rc;
 }
 
+int remus_guard_relax(int fd, uint32_t domid)
+{
+    struct nft_batch *b = calloc(1, sizeof(*b));
+    struct nl_msg *msg;
+    char name[GUARD_NAME];
+    int rc;
+
+    if (!b) {
+        return -ENOMEM;
+    }
+    table_name(name, domid);
+    nft_batch_begin(b);
+    msg = nft_batch_message(b, NFT_MSG_DELRULE, NLM_F_ACK);
+    nft_batch_add(b, msg, !msg || nla_put_string(msg, NFTA_RULE_TABLE, name) ||
+                  nla_put_string(msg, NFTA_RULE_CHAIN, GUARD_CHAIN));
+    rc = nft_batch_send(b, fd);
+    free(b);
+    return rc == -ENOENT ? 0 : rc;
+}
+
 int remus_guard_clear(int fd, uint32_t domid)
 {
     struct nft_batch *b = calloc(1, sizeof(*b));

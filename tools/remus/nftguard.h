@@ -30,6 +30,9 @@ int remus_guard_open(int *fd);
 /* From the return on a frame of the vifs passes only if it was queued; instead of what was there.
  * Only one of those who have the socket at a time. */
 int remus_guard_set(int fd, uint32_t domid, const char *const *vifs, unsigned int count);
+/* Everything passes again; the table stays, because the end of a chain at a hook drops what waits
+ * in any queue of the host. */
+int remus_guard_relax(int fd, uint32_t domid);
 /* It need not be there. */
 int remus_guard_clear(int fd, uint32_t domid);
 

@@ -407,7 +407,7 @@ out:
     return rc;
 }
 
-int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
+static int nft_forget(const char *vif, bool table, char *error, size_t error_bytes)
 {
     char script[NFT_SCRIPT_MAX] = "";
     const struct remus_nft_vif *old;
@@ -419,7 +419,7 @@ int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
         goto out;
     }
     old = nft_find(&n, vif);
-    if (n.table && n.count == (old ? 1 : 0)) {
+    if (table && n.table && n.count == (old ? 1 : 0)) {
         script_add(script, "delete table " NFT_TABLE "\n");
     } else {
         script_forget(script, old);
@@ -437,6 +437,16 @@ int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
 out:
     nft_end(&n);
     return rc;
+}
+
+int remus_nft_release(const char *vif, char *error, size_t error_bytes)
+{
+    return nft_forget(vif, false, error, error_bytes);
+}
+
+int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes)
+{
+    return nft_forget(vif, true, error, error_bytes);
 }
 
 /* Whether a chain holds all of these words. */

@@ -50,8 +50,10 @@ int remus_nft_protect(const char *vif, uint16_t output_queue, uint16_t input_que
  * verdict it got. */
 int remus_nft_need_lease(const char *vif, char *error, size_t error_bytes);
 
-/* Steering, fence and need of a lease of the vif go; with the last vif the table goes.
- * Unknown vif: 0. */
+/* Steering, fence and need of a lease of the vif go.  Nothing that waits in a queue is dropped, for
+ * the table stays.  Unknown vif: 0. */
+int remus_nft_release(const char *vif, char *error, size_t error_bytes);
+/* The same, and with the last vif the table goes. */
 int remus_nft_unprotect(const char *vif, char *error, size_t error_bytes);
 
 /* Whether all that remus_nft_protect (and, leased, remus_nft_need_lease) made for a vif is there.
