@@ -552,7 +552,7 @@ def put_back(lab, collect):
             with contextlib.suppress(common.LabError):
                 lab.thaw("a")
             lab.collect()
-        lab.put_in_order()
+        lab.put_in_order(reach=False)
     finally:
         links("up")
 
