@@ -172,10 +172,22 @@ out:
     return rc;
 }
 
-int remus_guard_relax(int fd, uint32_t domid)
+static void put_no_rules(struct nft_batch *b, const char *name)
+{
+    struct nl_msg *msg = nft_batch_message(b, NFT_MSG_DELRULE, NLM_F_ACK);
+
+    nft_batch_add(b, msg, !msg || nla_put_string(msg, NFTA_RULE_TABLE, name) ||
+                  nla_put_string(msg, NFTA_RULE_CHAIN, GUARD_CHAIN));
+}
+
+static void put_no_table(struct nft_batch *b, const char *name)
+{
+    table(b, NFT_MSG_DELTABLE, NLM_F_ACK, name);
+}
+
+static int take_away(int fd, uint32_t domid, void (*put)(struct nft_batch *b, const char *name))
 {
     struct nft_batch *b = calloc(1, sizeof(*b));
-    struct nl_msg *msg;
     char name[GUARD_NAME];
     int rc;
 
@@ -184,27 +196,18 @@ int remus_guard_relax(int fd, uint32_t domid)
     }
     table_name(name, domid);
     nft_batch_begin(b);
-    msg = nft_batch_message(b, NFT_MSG_DELRULE, NLM_F_ACK);
-    nft_batch_add(b, msg, !msg || nla_put_string(msg, NFTA_RULE_TABLE, name) ||
-                  nla_put_string(msg, NFTA_RULE_CHAIN, GUARD_CHAIN));
+    put(b, name);
     rc = nft_batch_send(b, fd);
     free(b);
     return rc == -ENOENT ? 0 : rc;
 }
 
+int remus_guard_relax(int fd, uint32_t domid)
+{
+    return take_away(fd, domid, put_no_rules);
+}
+
 int remus_guard_clear(int fd, uint32_t domid)
 {
-    struct nft_batch *b = calloc(1, sizeof(*b));
-    char name[GUARD_NAME];
-    int rc;
-
-    if (!b) {
-        return -ENOMEM;
-    }
-    table_name(name, domid);
-    nft_batch_begin(b);
-    table(b, NFT_MSG_DELTABLE, NLM_F_ACK, name);
-    rc = nft_batch_send(b, fd);
-    free(b);
-    return rc == -ENOENT ? 0 : rc;
+    return take_away(fd, domid, put_no_table);
 }
