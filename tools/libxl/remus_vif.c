@@ -18,6 +18,7 @@
 
 #define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
 #define POLL_US 2000u
+#define CARRY_MAX 4096          /* frames; a tap of ours has 1000 at most */
 #define FRAME_MAX (sizeof(struct virtio_net_hdr) + 65536u + 64u)
 
 static int write_driver(uint32_t domid, unsigned int vif, const char *what)
@@ -95,7 +96,7 @@ int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif)
         .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(vif->netdev),
     };
     const int on = 1;
-    int out, count = 0;
+    int out, tries, count = 0;
     ssize_t bytes;
     uint8_t *frame;
 
@@ -105,7 +106,7 @@ int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif)
     frame = malloc(FRAME_MAX);
     out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
-        while ((bytes = read(fd, frame, FRAME_MAX)) > 0)
+        for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++)
             count += sendto(out, frame, (size_t)bytes, 0, (struct sockaddr *)&to,
                             sizeof(to)) == bytes;
     if (out >= 0)

@@ -1249,6 +1249,7 @@ static int vif_open(struct proxy *p, struct vif *v, char *error, size_t error_by
     int rc;
 
     v->proxy = p;
+    v->told.seed = p->limits.hash_seed;
     v->index = (unsigned int)(v - p->vifs);
     v->mtu = vif_mtu(v->name);
     v->slots = calloc(p->output_maxlen, sizeof(*v->slots));
