@@ -19,14 +19,15 @@ OCFDIR   ?= $(PREFIX)/lib/ocf/resource.d/remus
 ifeq ($(origin CC),default)
 CC       := gcc
 endif
-# The compiler of the fuzz targets (libFuzzer) and the second compiler of check-fast.
+# The compiler of what the kernel runs (BPF), of the fuzz targets (libFuzzer), and the second one of
+# check-fast.
 CLANG    ?= clang
 GCC      ?= gcc
 AR       ?= ar
 INSTALL  ?= install
 
 # _GNU_SOURCE is set here, for every file (a file that sets it itself says 1).
-CPPFLAGS += -I. -D_GNU_SOURCE -DREMUS_VERSION='"$(VERSION)"' -DREMUS_LIBEXEC='"$(LIBEXEC)"' \
+CPPFLAGS += -I. -I$(O)/bpf -D_GNU_SOURCE -DREMUS_VERSION='"$(VERSION)"' -DREMUS_LIBEXEC='"$(LIBEXEC)"' \
             $(shell pkg-config --cflags-only-I libnl-3.0 2>/dev/null)
 WARNINGS := -Wall -Wextra -Wshadow -Wvla -Werror
 CFLAGS   ?= -O2 -g
@@ -36,7 +37,7 @@ SAN      := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 
 LDFLAGS  += -Wl,--as-needed -Wl,-z,relro,-z,now -pthread
 LDLIBS    = -lxenlight -lxlutil -lxenctrl -lxenforeignmemory -lxenguest -lxengnttab -lxenevtchn \
-            -lxenstore -lxentoollog -lxentoolcore -luv -lxxhash -llz4 -lnftables \
+            -lxenstore -lxentoollog -lxentoolcore -luv -lxxhash -llz4 -lnftables -lbpf \
             -lnl-route-3 -lnl-nf-3 -lnl-genl-3 -lnl-3 \
             -lyajl -luuid -lgnutls -luring -lcap-ng -lseccomp -lm
 

@@ -15,7 +15,7 @@ MAINS_libxc := tools/libxc/save-helper.c tools/libxc/sr-tool.c
 MAINS_libxl := tools/libxl/guest-helper.c
 MAINS_remus := tools/remus/colo-blkd.c tools/remus/colo-proxyd.c tools/remus/colo-shadowd.c
 SRC_libxc   := $(filter-out $(MAINS_libxc),$(sort $(wildcard tools/libxc/*.c)))
-SRC_libxl   := $(filter-out $(MAINS_libxl),$(sort $(wildcard tools/libxl/*.c)))
+SRC_libxl   := $(filter-out $(MAINS_libxl) %.bpf.c,$(sort $(wildcard tools/libxl/*.c)))
 SRC_remus   := $(filter-out $(MAINS_remus),$(sort $(wildcard tools/remus/*.c)))
 SRC_xl      := $(filter-out tools/xl/main.c,$(sort $(wildcard tools/xl/*.c)))
 LIBS        := xl libxl remus libxc
@@ -75,6 +75,15 @@ $(foreach l,$(LIBS),$(eval $(O)/$(1)/$(l).a: $(SRC_$(l):%.c=$(O)/$(1)/%.o) $(O)/
 ARCHIVES_$(1) := $(LIBS:%=$(O)/$(1)/%.a)
 LINK_$(1)      = -Wl,--start-group $$(ARCHIVES_$(1)) -Wl,--end-group
 endef
+
+# A program for the kernel, as bytes that are compiled in.
+$(O)/bpf/%.bpf.o: tools/libxl/%.bpf.c tools/libxl/%_map.h
+	@mkdir -p $(@D)
+	$(SAY) BPF $<
+	$(Q)$(CLANG) -O2 -g --target=bpf -I. -I/usr/include/$(shell $(CC) -print-multiarch) $(WARNINGS) -c -o $@ $<
+$(O)/bpf/%.bpf.inc: $(O)/bpf/%.bpf.o
+	$(Q)od -An -v -tx1 $< | sed 's/ \(..\)/0x\1,/g' > $@
+$(foreach v,$(VARIANTS),$(O)/$(v)/tools/libxl/remus_offsets.o): $(O)/bpf/offsets.bpf.inc
 
 # V=1 shows the commands.
 ifeq ($(V),1)

@@ -2,6 +2,7 @@
 """After a takeover the guest is like any other, and protected again from where it is."""
 
 import os
+import re
 import sys
 
 sys.dont_write_bytecode = True
@@ -58,6 +59,53 @@ def test_a_guest_is_protected_again_from_where_it_is(lab):
     client.stop_without_errors()
     work.no_harm("a")
     session.process.kill()
+
+
+def numbers_changed(lab, host):
+    """Of how many connections the kernel changes the numbers, after a takeover."""
+    text = lab.execute(host, "cat /var/log/xen/remus-g1.log").stdout
+    found = re.findall(r"changes the numbers of (\d+) connections", text)
+    return int(found[-1]) if found else 0
+
+
+@deadline(500)
+def test_connections_that_are_new_at_the_takeover_go_with_the_guest(lab):
+    """Those of the last epoch have other numbers in the copy. They hinder no protection, and live
+    on through the next takeover."""
+    forget_logs(lab)
+    guest = lab.guest("a", nets=("ipv6",))
+    witness = lab.witness()
+    session = colo.Session(lab, guest, interval_ms=60000, arbiter=witness.spec, verify=False)
+    session.wait_protected()
+    clients = [lab.client(guest, long=100, bulk_down=100000, bulk_up=100000),
+               lab.client(guest, ip=guest.ip6, long=200)]
+    for client in clients:
+        client.wait_answers(10, timeout_s=60)
+    lab.kill("a")
+    colo.wait_active(lab, "b", guest.name)
+    session.process.kill()
+    lab.start("a")
+    wait_settled(lab, "b")
+    check(numbers_changed(lab, "b") >= 4, "the kernel changes no numbers on b")
+    session = colo.Session(lab, guest, host="b", peer="a", interval_ms=2000, arbiter=witness.spec)
+    session.wait_protected()
+    before = sum(session.status()["requested"].values())
+    for client in clients:
+        client.wait_answers(50, timeout_s=90)
+    asked = sum(session.status()["requested"].values()) - before
+    check(asked < 20, "%d checkpoints asked for: do both guests say the same?" % asked)
+    lab.kill("b")
+    colo.wait_active(lab, "a", guest.name)
+    session.process.kill()
+    for client in clients:
+        client.wait_answers(10, timeout_s=60)
+    wait_settled(lab, "a")
+    check(numbers_changed(lab, "a") >= 4, "the kernel changes no numbers on a")
+    for client in clients:
+        client.wait_answers(10, timeout_s=60)
+        figures = client.stop_without_errors()
+        print("# longest gap: %s" % {name: c["gap_ms"] for name, c in
+                                     figures["classes"].items() if c.get("gap_ms")})
 
 
 def switched_over(lab, mode):

@@ -700,6 +700,10 @@ TEST(more_pages_than_the_limit_are_refused)
 
 static int record_unknown(struct bench *b) { return give_record(b, 99, 10, 0, 10); }
 static int record_type_zero(struct bench *b) { return give_record(b, 0, 10, 0, 10); }
+static int record_odd_offsets(struct bench *b)
+{
+    return give_record(b, REMUS_RECORD_OFFSETS, sizeof(struct remus_offset) + 1, 0, 10);
+}
 static int record_too_big(struct bench *b)
 {
     return give_record(b, 1, REMUS_RECORD_MAX + 1, 0, 10);
@@ -825,6 +829,7 @@ TEST(a_frame_that_does_not_belong_to_the_epoch_is_refused)
     refused(other_type, "inside an epoch");
     refused(pages_short, "PAGES frame of 7");
     refused(record_short, "RECORD frame of 7");
+    refused(record_odd_offsets, "record of offsets has 57");
 }
 
 TEST(nothing_is_taken_after_the_end)

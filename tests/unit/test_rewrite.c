@@ -745,6 +745,142 @@ static void an_echo_is_as_old_as_the_frame_that_brought_it(void **state)
     assert_int_equal(f->p.tcp.tsval, 103000 + REWRITE_TS_MARGIN);
 }
 
+/* ---- connections of an earlier takeover ---- */
+
+/* The one connection of offer(), as the primary's list has it. */
+static void tell_offset(struct fixture *f)
+{
+    struct remus_offset based = { .offset = OFFSET };
+    struct tcp_spec spec = { .seq = 1 };
+    struct packet_key key;
+    struct packet p;
+    uint8_t frame[128];
+
+    assert_int_equal(packet_parse(&p, frame, frame_tcp(frame, &spec)), 0);
+    packet_key(&key, &p, true);
+    packet_key_to_flow(&based.flow, &key);
+    based.flow.primary_isn = P_ISN;
+    rewrite_offsets_add(f->rw, f->now_us, &based);
+}
+
+static void goes_on_with_its_offset(struct fixture *f)
+{
+    PASSES(OUTPUT(.seq = S_ISN + 100, .data = "x", .bytes = 1));
+    assert_int_equal(f->p.tcp.seq, P_ISN + 100);
+    PASSES(INPUT(.seq = C_ISN + 9, .ack = P_ISN + 101));
+    assert_int_equal(f->p.tcp.ack, S_ISN + 101);
+}
+
+static void is_as_it_is(struct fixture *f)
+{
+    PASSES(OUTPUT(.seq = S_ISN + 100, .data = "x", .bytes = 1));
+    assert_int_equal(f->p.tcp.seq, S_ISN + 100);
+    PASSES(INPUT(.seq = C_ISN + 9, .ack = P_ISN + 101));
+    assert_int_equal(f->p.tcp.ack, P_ISN + 101);
+}
+
+static uint64_t offsets(struct fixture *f)
+{
+    struct remus_offset offset;
+    struct rewrite_stats stats;
+    uint32_t cursor = 0;
+    uint64_t count = 0;
+
+    while (rewrite_offsets_next(f->rw, &cursor, &offset)) {
+        assert_int_equal(offset.offset, OFFSET);
+        assert_int_equal(offset.flow.primary_isn, P_ISN);
+        count++;
+    }
+    rewrite_stats_get(f->rw, f->now_us, &stats);
+    assert_int_equal(stats.offsets, count);
+    return count;
+}
+
+static void an_inherited_offset_outlives_checkpoints(void **state)
+{
+    struct fixture *f = *state;
+
+    tell_offset(f);
+    goes_on_with_its_offset(f);
+    rewrite_detach(f->rw);
+    goes_on_with_its_offset(f);
+    rewrite_detach(f->rw);
+    rewrite_offsets_clear(f->rw);
+    is_as_it_is(f);
+}
+
+static void an_inherited_offset_is_there_after_failover(void **state)
+{
+    struct fixture *f = *state;
+    struct rewrite_stats stats;
+
+    tell_offset(f);
+    rewrite_failover(f->rw, f->now_us);
+    f->now_us += SECOND;
+    goes_on_with_its_offset(f);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));      /* its own, again */
+    assert_int_equal(f->p.tcp.seq, P_ISN);
+    rewrite_stats_get(f->rw, f->now_us, &stats);
+    assert_int_equal(stats.unsettled, 0);
+    assert_int_equal(offsets(f), 1);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN + 7));  /* another connection */
+    assert_int_equal(f->p.tcp.seq, S_ISN + 7);
+    assert_int_equal(offsets(f), 0);
+    is_as_it_is(f);
+}
+
+static void a_syn_ack_of_an_inherited_connection_is_sent_on(void **state)
+{
+    struct fixture *f = *state;
+
+    tell_offset(f);
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
+    assert_int_equal(f->p.tcp.seq, S_ISN);
+    goes_on_with_its_offset(f);
+}
+
+/* The copy's guest alone has opened it anew: the checkpoint brings the old connection back. */
+static void a_tuple_that_only_the_copy_used_again_gets_its_offset_back(void **state)
+{
+    struct fixture *f = *state;
+
+    tell_offset(f);
+    goes_on_with_its_offset(f);
+    PASSES(OUTPUT(.flags = PACKET_TCP_RST, .seq = S_ISN + 101));
+    PASSES(INPUT(.flags = SYN, .seq = C_ISN + 100000));
+    PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN + 5000));
+    HOLDS(OUTPUT(.seq = S_ISN + 5001, .data = "x", .bytes = 1));
+    tell_flow(f, P_ISN + 5555);
+    PASSES(OUTPUT(.seq = S_ISN + 5001, .data = "x", .bytes = 1));
+    assert_int_equal(f->p.tcp.seq, P_ISN + 5556);
+    rewrite_detach(f->rw);
+    goes_on_with_its_offset(f);
+}
+
+/* What a takeover leaves is told on: connections of this epoch, and of those before. */
+static void the_next_takeover_tells_young_offsets_and_inherited_ones(void **state)
+{
+    struct fixture *f = *state;
+
+    accept_one(f);
+    rewrite_failover(f->rw, f->now_us);
+    assert_int_equal(offsets(f), 1);
+}
+
+static void a_known_connection_can_be_told_of_late(void **state)
+{
+    struct fixture *f = *state;
+
+    is_as_it_is(f);
+    rewrite_detach(f->rw);
+    rewrite_offsets_clear(f->rw);
+    tell_offset(f);
+    goes_on_with_its_offset(f);
+    assert_int_equal(rewriting(f), 1);
+    rewrite_offsets_clear(f->rw);
+    assert_int_equal(rewriting(f), 0);
+}
+
 /* ---- the table ---- */
 
 static void closed_flows_age(void **state)
@@ -965,6 +1101,12 @@ int main(void)
         SMALL(a_table_full_of_flows_that_matter_takes_no_more),
         TEST(an_icmp_error_quotes_the_secondarys_number),
         TEST(other_frames_pass),
+        TEST(an_inherited_offset_outlives_checkpoints),
+        TEST(an_inherited_offset_is_there_after_failover),
+        TEST(a_syn_ack_of_an_inherited_connection_is_sent_on),
+        TEST(a_tuple_that_only_the_copy_used_again_gets_its_offset_back),
+        TEST(the_next_takeover_tells_young_offsets_and_inherited_ones),
+        TEST(a_known_connection_can_be_told_of_late),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

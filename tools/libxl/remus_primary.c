@@ -26,6 +26,7 @@
 #include <linux/if_packet.h>
 
 #include "tools/libxl/remus_disks.h"
+#include "tools/libxl/remus_offsets.h"
 #include "tools/remus/blkring.h"
 #include "tools/remus/nftguard.h"
 #include "tools/remus/nftlease.h"
@@ -61,6 +62,8 @@ struct primary {
     unsigned int vif_count;
     char *frontends;
     uint32_t frontends_bytes;
+    struct remus_offsets *offsets[REMUS_VIFS_MAX]; /* of an earlier takeover; NULL: none */
+    struct remus_offset *offset_list;
     pid_t minders[REMUS_XL_PIDS_MAX];
     unsigned int minder_count;
     uint16_t queues;                /* the first netfilter queue's number */
@@ -354,6 +357,51 @@ static int read_frontends(struct primary *p)
     return 0;
 }
 
+/* Connections of the guest that the kernel changes: the copy is told of them. */
+static int find_offsets(struct primary *p)
+{
+    unsigned int i;
+    int rc;
+
+    for (i = 0; i < p->vif_count; i++) {
+        rc = remus_offsets_find(&p->offsets[i], p->vifs[i].netdev);
+        if (rc && rc != -ENOENT) {
+            remus_run_log(&p->run, XC_SR_ERROR, "cannot read which connections' numbers are "
+                          "changed at %s: %s", p->vifs[i].netdev, strerror(-rc));
+            return rc;
+        }
+        if (!rc && !p->offset_list) {
+            p->offset_list = calloc(REMUS_OFFSETS_MAX, sizeof(*p->offset_list));
+            if (!p->offset_list)
+                return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+static int stage_offsets(struct primary *p)
+{
+    unsigned int i, count = 0, more;
+    uint8_t *body;
+    int rc = 0;
+
+    if (!p->offset_list)
+        return 0;
+    for (i = 0; !rc && i < p->vif_count; i++) {
+        if (!p->offsets[i])
+            continue;
+        rc = remus_offsets_read(p->offsets[i], i, p->offset_list + count, &more);
+        count += more;
+    }
+    if (rc || !count)
+        return rc;
+    rc = xc_sr_epoch_add_record(&p->epoch, REMUS_RECORD_OFFSETS,
+                                count * (uint32_t)sizeof(*p->offset_list), &body);
+    if (!rc)
+        memcpy(body, p->offset_list, count * sizeof(*p->offset_list));
+    return rc;
+}
+
 static int open_checkpoints(struct primary *p)
 {
     struct remus_run *r = &p->run;
@@ -375,6 +423,8 @@ static int open_checkpoints(struct primary *p)
     }
     count += remus_disks_refs(r, refs + count, sizeof(refs) / sizeof(refs[0]) - count);
     rc = xc_sr_primary_rings(p->sr, refs, count);
+    if (!rc)
+        rc = find_offsets(p);
     return rc ? rc : read_frontends(p);
 }
 
@@ -791,6 +841,8 @@ static void stage_work(void *side)
         if (!p->stage_rc)
             memcpy(body, &disk_epoch, sizeof(disk_epoch));
     }
+    if (!p->stage_rc)
+        p->stage_rc = stage_offsets(p);
 }
 
 static void stage_done(void *side)
@@ -1356,6 +1408,7 @@ int remus_primary_run(const struct remus_session_params *params,
     struct primary *p = calloc(1, sizeof(*p));
     struct remus_run *r;
     char path[64], *name;
+    unsigned int i;
     int rc;
 
     if (!p)
@@ -1421,6 +1474,9 @@ out:
     if (result->end == REMUS_END_HANDED_OVER && p->vif_count)
         remus_run_link_await_end(r, TAKES_OVER_MS);
     remus_run_dispose(r);
+    for (i = 0; i < REMUS_VIFS_MAX; i++)
+        remus_offsets_free(p->offsets[i]);
+    free(p->offset_list);
     free(p->frontends);
     free(p->copy_buffer);
     remus_packer_free(p->packer);

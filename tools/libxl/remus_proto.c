@@ -621,11 +621,14 @@ static int record_begin(struct remus_assembler *a, const struct remus_record *he
     uint8_t *body;
     int rc;
 
-    if (head->type < REMUS_RECORD_HVM_CONTEXT || head->type > REMUS_RECORD_DISKS) {
+    if (head->type < REMUS_RECORD_HVM_CONTEXT || head->type > REMUS_RECORD_OFFSETS) {
         return assembler_bad(a, -EPROTO, "unknown record type %u", head->type);
     }
     if (head->type == REMUS_RECORD_DISKS && head->total != sizeof(uint64_t)) {
         return assembler_bad(a, -EPROTO, "record of disks has %u bytes", head->total);
+    }
+    if (head->type == REMUS_RECORD_OFFSETS && head->total % sizeof(struct remus_offset)) {
+        return assembler_bad(a, -EPROTO, "record of offsets has %u bytes", head->total);
     }
     if (head->total > REMUS_RECORD_MAX) {
         return assembler_bad(a, -EPROTO, "record of type %u has %u bytes, at most %u allowed",

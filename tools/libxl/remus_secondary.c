@@ -67,6 +67,8 @@ struct secondary {
     int taps[REMUS_VIFS_MAX];
     char *frontends;                /* newest that were written */
     uint32_t frontends_bytes;
+    uint8_t *based;                 /* newest REMUS_RECORD_OFFSETS that colo-shadowd has */
+    uint32_t based_bytes;
     bool frontends_moved;           /* since the disks were attached */
     bool applied_once, active;
     bool running;                   /* the copy executes; else it is paused, once it was applied */
@@ -75,6 +77,11 @@ struct secondary {
     /* after a takeover: the kernel's backends serve the guest; what failed is tried again then */
     bool vif_given[REMUS_VIFS_MAX], vifs_given, settled;
     uint64_t give_us;
+    struct remus_offsets *offsets[REMUS_VIFS_MAX]; /* for the kernel's backend; NULL: none */
+    unsigned int offset_count;
+    bool offsets_asked;             /* colo-shadowd is to tell them */
+    int offsets_rc;                 /* why the kernel does not change numbers */
+    bool offsets_refused;           /* ... so colo-shadowd goes on until it need not */
     int lock_fd;                    /* of the copy's domain */
 
     /* the epoch that is being applied */
@@ -482,6 +489,46 @@ static int detach(struct secondary *s, uint64_t epoch)
     return rc ? rc : remus_run_daemon_wait(&r->daemon, CTL_DETACHED, CONTROL_MS);
 }
 
+/* The connections whose numbers the primary's kernel changes, if they are others than before. */
+static int tell_offsets(struct secondary *s)
+{
+    const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_OFFSETS);
+    const uint32_t bytes = record ? record->length : 0;
+    const uint32_t total = bytes / (uint32_t)sizeof(struct remus_offset);
+    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST };
+    struct remus_offset list[CTL_OFFSETS_MAX];
+    uint32_t at = 0, i;
+    uint8_t *copy;
+    int rc = 0;
+
+    if (!s->vif_count || !shadowd_lives(s) ||
+        (bytes == s->based_bytes && (!bytes || !memcmp(record->body, s->based, bytes))))
+        return 0;
+    copy = malloc(bytes ? bytes : 1);
+    if (!copy)
+        return -ENOMEM;
+    if (bytes)
+        memcpy(copy, record->body, bytes);
+    do {
+        msg.count = total - at < CTL_OFFSETS_MAX ? total - at : CTL_OFFSETS_MAX;
+        if (msg.count)
+            memcpy(list, copy + at * sizeof(list[0]), msg.count * sizeof(list[0]));
+        for (i = 0; !rc && i < msg.count; i++)
+            rc = list[i].vif < s->vif_count ? 0 : -EBADMSG;
+        at += msg.count;
+        msg.code |= at == total ? CTL_OFFSETS_LAST : 0;
+        if (!rc)
+            rc = ctl_send_wait(s->run.daemon.fd, &msg, list, NULL, NULL, 0, CONTROL_MS);
+        msg.code = 0;
+    } while (!rc && at < total);
+    free(s->based);
+    s->based = rc ? NULL : copy;
+    s->based_bytes = rc ? 0 : bytes;
+    if (rc)
+        free(copy);
+    return rc;
+}
+
 static void apply_failed(struct secondary *s, const char *step, int rc)
 {
     remus_run_post(&s->run, RE_FAILED, s->applying, (uint64_t)(int64_t)rc,
@@ -605,6 +652,10 @@ static void apply_done(void *side)
         step = "committing what the primary wrote to disks";
         rc = remus_disks_commit(&s->run, disk_epoch(s));
     }
+    if (!rc) {
+        step = "telling colo-shadowd of changed sequence numbers";
+        rc = tell_offsets(s);
+    }
     if (!rc && !s->applied_once) {
         step = "ending its suspend";
         rc = end_suspend(s);
@@ -676,17 +727,48 @@ static int bridge_tap(struct secondary *s, unsigned int i)
     return remus_vif_bridge(name, s->vifs[i].bridge);
 }
 
+static void offsets_free(struct secondary *s)
+{
+    unsigned int i;
+
+    for (i = 0; i < REMUS_VIFS_MAX; i++) {
+        remus_offsets_free(s->offsets[i]);
+        s->offsets[i] = NULL;
+    }
+    s->offset_count = 0;
+}
+
 /*
- * When no connection needs its numbers changed any more, the kernel's backend takes the guest's
- * interfaces, and colo-shadowd is done.  One that died had left the guest without network: then at
- * once.  What comes for the guest meanwhile waits in the tap.
+ * The kernel's table for an interface, if this kernel does that at all: seen at the tap, while the
+ * table is empty.
+ */
+static int offsets_open(struct secondary *s, unsigned int i)
+{
+    char name[IFNAMSIZ];
+    int rc;
+
+    if (s->offsets[i])
+        return 0;
+    rc = remus_offsets_new(&s->offsets[i]);
+    if (rc)
+        return rc;
+    tap_name(s, i, name);
+    rc = remus_offsets_attach(s->offsets[i], name);
+    return rc ? rc : remus_offsets_detach(name);
+}
+
+/*
+ * When colo-shadowd has nothing more to do for any connection than to change its numbers, which the
+ * kernel can do, or not even that, the kernel's backend takes the guest's interfaces.  A
+ * colo-shadowd that died had left the guest without network: then at once.  What comes for the
+ * guest meanwhile waits in the tap.
  */
 static void give_vifs(struct secondary *s)
 {
     struct remus_run *r = &s->run;
     char name[IFNAMSIZ];
+    int rc = 0, unshifted;
     unsigned int i;
-    int rc = 0;
 
     s->give_us = remus_run_now_us() + GIVE_AGAIN_US;
     if (r->daemon.fd >= 0)
@@ -699,9 +781,17 @@ static void give_vifs(struct secondary *s)
     for (i = 0; i < s->vif_count; i++) {
         if (s->vif_given[i])
             continue;
-        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], GIVE_MS);
+        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], s->offsets[i], &unshifted, GIVE_MS);
+        if (unshifted)
+            remus_run_log(r, XC_SR_ERROR, "the kernel does not change numbers at %s: %s; "
+                          "connections that were opened shortly before the takeover break",
+                          s->vifs[i].netdev, strerror(-unshifted));
         s->vif_given[i] = !rc;
         s->vifs_given = s->vifs_given && !rc;
+        if (!rc) {
+            remus_offsets_free(s->offsets[i]);
+            s->offsets[i] = NULL;
+        }
         if (rc) {
             remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
                           s->vifs[i].netdev, strerror(-rc));
@@ -712,6 +802,42 @@ static void give_vifs(struct secondary *s)
                       s->vifs[i].netdev, remus_vif_carry(s->taps[i], name, &s->vifs[i]));
         close_tap(s, i);
     }
+}
+
+/* colo-shadowd's answer to OFFSETS_GET: the kernel is to do the same from here on. */
+static void take_offsets(struct secondary *s, const struct ctl_in *in)
+{
+    struct remus_run *r = &s->run;
+    unsigned int i;
+
+    if (!s->offsets_asked)
+        return;
+    if (in->msg.code & CTL_OFFSETS_FIRST) {
+        offsets_free(s);
+        s->offsets_rc = 0;
+    }
+    for (i = 0; !s->offsets_rc && i < in->msg.count; i++) {
+        const struct remus_offset *offset = &in->structs.offsets[i];
+
+        s->offsets_rc = offset->vif < s->vif_count ? offsets_open(s, offset->vif) : -EBADMSG;
+        if (!s->offsets_rc)
+            s->offsets_rc = remus_offsets_add(s->offsets[offset->vif], offset);
+        s->offset_count++;
+    }
+    if (!(in->msg.code & CTL_OFFSETS_LAST))
+        return;
+    s->offsets_asked = false;
+    if (s->offsets_rc) {
+        remus_run_log(r, XC_SR_WARN, "the kernel cannot change the numbers of %u connections: %s; "
+                      "colo-shadowd goes on until they are closed", s->offset_count,
+                      strerror(-s->offsets_rc));
+        offsets_free(s);
+        s->offsets_refused = true;
+        return;
+    }
+    remus_run_log(r, XC_SR_INFO, "the kernel changes the numbers of %u connections from here on",
+                  s->offset_count);
+    give_vifs(s);
 }
 
 static void take_over(struct secondary *s)
@@ -774,6 +900,27 @@ static void take_over(struct secondary *s)
     remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
 }
 
+static void settle_vifs(struct secondary *s)
+{
+    struct remus_run *r = &s->run;
+    const uint64_t now_us = remus_run_now_us();
+
+    if (s->vifs_given || now_us < s->give_us)
+        return;
+    if (!s->vif_count || !shadowd_lives(s)) {
+        give_vifs(s);
+        return;
+    }
+    if (now_us - s->active_us <= SETTLE_MIN_US || r->status.net.flows)
+        return;
+    if (!r->status.net.offsets) {
+        give_vifs(s);
+    } else if (!s->offsets_refused) {
+        s->give_us = now_us + GIVE_AGAIN_US;
+        s->offsets_asked = !ctl_say(r->daemon.fd, CTL_OFFSETS_GET, 0, r->core.epoch, NULL);
+    }
+}
+
 /* A guest like any other again: it can be protected, from here. */
 static void settle(struct secondary *s)
 {
@@ -781,10 +928,7 @@ static void settle(struct secondary *s)
 
     if (s->settled)
         return;
-    if (!s->vifs_given && remus_run_now_us() >= s->give_us && (!s->vif_count || !shadowd_lives(s) ||
-                           (remus_run_now_us() - s->active_us > SETTLE_MIN_US &&
-                            !r->status.net.flows)))
-        give_vifs(s);
+    settle_vifs(s);
     remus_disks_settle(r);
     if (!s->vifs_given || !remus_disks_settled(r))
         return;
@@ -1121,6 +1265,8 @@ static void secondary_frame(struct remus_run *r, const struct remus_frame *f,
 /* Every answer of colo-shadowd is waited for where it is asked. */
 static void secondary_control(struct remus_run *r, const struct ctl_in *in)
 {
+    if (in->msg.type == CTL_OFFSETS)
+        take_offsets(self(r), in);
     if (remus_disks_control(r, in)) {
         epoch_complete(self(r));
         if (self(r)->waits_for_disks && r->core.state == RS_APPLY)
@@ -1220,6 +1366,8 @@ int remus_secondary_run(const struct remus_session_params *params,
     xc_sr_epoch_free(&s->epoch);
     if (s->lock_fd >= 0)
         close(s->lock_fd);
+    offsets_free(s);
+    free(s->based);
     free(s->frontends);
     free(s->config);
     free(s);

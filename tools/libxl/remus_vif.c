@@ -141,16 +141,27 @@ static int wait_ports(xc_interface *xch, const struct ctl_attach *at, int wanted
 }
 
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
-                   unsigned int timeout_ms)
+                   struct remus_offsets *offsets, int *unshifted, unsigned int timeout_ms)
 {
     uint64_t deadline = remus_now_ms() + timeout_ms;
     const struct ctl_attach *at = &vif->attach;
     char path[96];
     int rc;
 
+    *unshifted = 0;
     rc = wait_ports(xch, at, EVTCHNSTAT_unbound, deadline);
     if (!rc)
         rc = write_driver(at->domid, at->vif, "bind");
+    if (rc)
+        return rc;
+    while (!if_nametoindex(vif->netdev)) {
+        if (remus_now_ms() >= deadline)
+            return -ETIMEDOUT;
+        usleep(POLL_US);
+    }
+    if (offsets)
+        *unshifted = remus_offsets_attach(offsets, vif->netdev);
+    rc = remus_vif_bridge(vif->netdev, vif->bridge);
     if (rc)
         return rc;
     /* What a hotplug script would say; netback connects then. */
@@ -158,11 +169,5 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
              at->vif);
     if (!xs_write(xs, XBT_NULL, path, "connected", 9))
         return -errno;
-    while (!if_nametoindex(vif->netdev)) {
-        if (remus_now_ms() >= deadline)
-            return -ETIMEDOUT;
-        usleep(POLL_US);
-    }
-    rc = remus_vif_bridge(vif->netdev, vif->bridge);
-    return rc ? rc : wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
+    return wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
 }

@@ -12,15 +12,18 @@
 #include <xenstore.h>
 
 #include "tools/libxl/remus_guest.h"
+#include "tools/libxl/remus_offsets.h"
 
 /* From netback; fine if it was not bound.  Its device goes with it. */
 int remus_vif_unbind(uint32_t domid, unsigned int vif);
 /*
  * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
- * port any more, or will be.  Waits up to timeout_ms.  -ETIMEDOUT: not within that.
+ * port any more, or will be.  offsets (NULL: none): attached before the first frame; where that
+ * fails *unshifted is why, and the interface is netback's all the same.  Waits up to timeout_ms.
+ * -ETIMEDOUT: not within that.
  */
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
-                   unsigned int timeout_ms);
+                   struct remus_offsets *offsets, int *unshifted, unsigned int timeout_ms);
 /* The device is up, and a port of the bridge ("": of none). */
 int remus_vif_bridge(const char *device, const char *bridge);
 /*

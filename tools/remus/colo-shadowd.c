@@ -21,15 +21,17 @@
  *   ATTACHED   rings taken over, guest paused     ATTACHED  DETACHED  RUNNING  RUNNING
  *   RUNNING    guest runs                         ATTACHED  DETACHED  RUNNING  RUNNING
  *
- * STATS_GET and QUIT are legal everywhere.  Timers: announcements, and messages that undo the
- * peers' back-off (nudge.h), after failover; a tick each second, for flows that have aged.
+ * STATS_GET and QUIT are legal everywhere, OFFSETS in DETACHED before failover, OFFSETS_GET after
+ * it.  Timers: announcements, and messages that undo the peers' back-off (nudge.h), after failover;
+ * a tick each second, for flows that have aged.
  *
  * CTL_FAILOVER: one tap for each vif, in the order of the vifs, opened by the coordinator with
  * IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, up and in its bridge, its queue the caller's choice of
  * length. Header size and offloads are set here (10 bytes; TUN_F_CSUM, and TSO as far as the
  * frontend takes it), so frames cross unsegmented and with partial checksums wherever the guest can
- * have them so. After failover ctl_stats.flows counts the flows that still need rewriting: at 0 the
- * kernel's netback may take over (DETACH, QUIT, bind).
+ * have them so. After failover ctl_stats.flows counts the flows that need more than an offset: at 0
+ * the kernel may take over, netback the rings and a program in tc the offsets (OFFSETS_GET, DETACH,
+ * QUIT, bind).
  *
  * Signals: SIGTERM and SIGINT are ignored while the control socket is open.
  */
@@ -1421,24 +1423,69 @@ static void expire_held(struct vif *v)
 
 /* ---- Control -------------------------------------------------------------------------------- */
 
-/* held: frames in all queues.  flows: tracked; after failover: those that still need rewriting. */
+/* held: frames in all queues.  flows: tracked; after failover: those that need more than an offset,
+ * and offsets those that need one. */
 static void stats_fill(struct shadowd *s)
 {
     struct rewrite_stats rewrite;
     uint32_t i;
 
     s->stats.held = s->stats.held_bytes = s->stats.flows = s->stats.flows_max = 0;
+    s->stats.offsets = 0;
     for (i = 0; i < s->vifs; i++) {
         struct vif *v = &s->vif[i];
 
         s->stats.held += v->out.live + v->hold.live + v->inq.live;
         s->stats.held_bytes += v->out.live_bytes + v->hold.live_bytes + v->inq.live_bytes;
         rewrite_stats_get(v->rw, s->now_us, &rewrite);
-        s->stats.flows += s->failed_over ? rewrite.rewriting : rewrite.flows;
+        s->stats.flows += s->failed_over ? rewrite.unsettled : rewrite.flows;
+        s->stats.offsets += s->failed_over ? rewrite.offsets : 0;
         s->stats.flows_max += rewrite.flows_max;
     }
     if (s->stats.held > s->stats.held_max) {
         s->stats.held_max = s->stats.held;
+    }
+}
+
+/* The primary's guest has these numbers from an earlier takeover. */
+static void do_offsets(struct shadowd *s, const struct ctl_in *in)
+{
+    uint32_t i;
+
+    for (i = 0; in->msg.code & CTL_OFFSETS_FIRST && i < s->vifs; i++) {
+        rewrite_offsets_clear(s->vif[i].rw);
+    }
+    for (i = 0; i < in->msg.count; i++) {
+        const struct remus_offset *based = &in->structs.offsets[i];
+
+        if (based->vif < s->vifs) {
+            rewrite_offsets_add(s->vif[based->vif].rw, s->now_us, based);
+        }
+    }
+}
+
+static void tell_offsets(struct shadowd *s)
+{
+    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST, .epoch = s->epoch };
+    struct remus_offset list[CTL_OFFSETS_MAX];
+    uint32_t vif = 0, cursor = 0;
+    bool more = true;
+
+    while (more) {
+        for (msg.count = 0; msg.count < CTL_OFFSETS_MAX && vif < s->vifs;) {
+            if (rewrite_offsets_next(s->vif[vif].rw, &cursor, &list[msg.count])) {
+                list[msg.count++].vif = (uint8_t)vif;
+            } else {
+                vif++;
+                cursor = 0;
+            }
+        }
+        more = vif < s->vifs;
+        msg.code |= more ? 0 : CTL_OFFSETS_LAST;
+        if (ctl_send_wait(REMUS_CTL_FD, &msg, list, NULL, NULL, 0, 1000)) {
+            return;              /* it asks again */
+        }
+        msg.code = 0;
     }
 }
 
@@ -1477,6 +1524,18 @@ static void ctl_message(struct shadowd *s, struct ctl_in *in)
         ctl_send_wait(REMUS_CTL_FD, &(struct ctl_msg){
                           .type = CTL_STATS, .epoch = s->epoch, .count = 1,
                       }, &s->stats, NULL, NULL, 0, 1000);
+        return;
+    case CTL_OFFSETS:
+        if (s->state != STATE_DETACHED || s->failed_over) {
+            break;
+        }
+        do_offsets(s, in);
+        return;
+    case CTL_OFFSETS_GET:
+        if (!s->failed_over) {
+            break;
+        }
+        tell_offsets(s);
         return;
     case CTL_QUIT:
         s->quit = true;

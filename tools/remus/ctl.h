@@ -15,6 +15,8 @@
 
 #include <stdint.h>
 
+#include "xen/include/public/remus.h"
+
 #define REMUS_CTL_FD      3
 #define REMUS_CHANNEL_FD  4
 #define REMUS_BLK_KEEP_FD 5      /* colo-blkd: a memfd of the coordinator's */
@@ -22,6 +24,7 @@
 #define CTL_TEXT_MAX      512u
 #define CTL_OUTPUT_QUEUES 4u     /* netfilter queues for a vif's output, numbered in a row */
 #define CTL_CAUSES_MAX    16u
+#define CTL_OFFSETS_MAX   128u
 #define REMUS_DISKS_MAX   16u
 #define CTL_BLK_SHARED    UINT32_MAX
 #define REMUS_RINGS_MAX   64u    /* of all disks of a guest */
@@ -51,6 +54,11 @@ enum ctl_type {
                              from here on asks for a checkpoint */
     CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
                              first what never matched, then announce; answered by ACTIVE */
+    CTL_OFFSETS,          /* struct remus_offset[] follows, in host order; code: CTL_OFFSETS_FIRST,
+                             _LAST.  Before failover, between DETACH and ATTACH: these have another
+                             number for their peers in the primary's guest, too.  From colo-shadowd
+                             the answer to OFFSETS_GET, as many messages as it takes */
+    CTL_OFFSETS_GET,      /* after failover: the connections whose numbers are changed */
     /* coordinator -> colo-blkd; DETACH, GO, STATS_GET and QUIT as well */
     CTL_DISK = 48,        /* struct ctl_disk, and the disk's descriptor by SCM_RIGHTS: open for
                              reading, and for writing unless read_only; O_DIRECT if it is a block
@@ -117,6 +125,9 @@ enum ctl_rule {
 #define CTL_RULE_MASK     0xffu
 #define CTL_RULE_TRIGGERS 0x100u /* the first frame of an epoch asks for a checkpoint */
 
+#define CTL_OFFSETS_FIRST 1u     /* forget what was said before */
+#define CTL_OFFSETS_LAST  2u
+
 struct ctl_msg {
     uint32_t type;
     uint32_t code;
@@ -142,7 +153,8 @@ struct ctl_stats {        /* counters since start; gauges marked (g) */
     uint64_t output_packets, output_bytes;      /* from the guest */
     uint64_t released_equal, released_epoch;    /* proxyd: matched; by checkpoint */
     uint64_t held, held_bytes, held_max;        /* (g) (g) */
-    uint64_t flows, flows_max;                  /* (g) */
+    /* (g) shadowd, after failover: those with more to change than an offset; those with one */
+    uint64_t flows, flows_max, offsets;
     /* old-epoch secondary output; everything else, each logged */
     uint64_t dropped_old, dropped_other;
     uint64_t checkpoints[CTL_WHY_COUNT];

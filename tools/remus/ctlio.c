@@ -30,6 +30,8 @@ static const struct ctl_type_info {
     [CTL_DETACH]        = { "DETACH", 0, 0, false },
     [CTL_GO]            = { "GO", 0, 0, false },
     [CTL_FAILOVER]      = { "FAILOVER", 0, 0, true },
+    [CTL_OFFSETS]       = { "OFFSETS", sizeof(struct remus_offset), CTL_OFFSETS_MAX, false },
+    [CTL_OFFSETS_GET]   = { "OFFSETS_GET", 0, 0, false },
     [CTL_DISK]          = { "DISK", sizeof(struct ctl_disk), 1, true },
     [CTL_BLK_SYNC]      = { "BLK_SYNC", 0, 0, false },
     [CTL_BLK_LOCAL]     = { "BLK_LOCAL", 0, 0, false },

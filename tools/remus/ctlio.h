@@ -26,6 +26,7 @@ const char *ctl_type_name(uint32_t type);
 /* The largest packet of any type. */
 union ctl_structs {
     struct ctl_attach attach[REMUS_VIFS_MAX];  /* CTL_ATTACH, msg.count of them */
+    struct remus_offset offsets[CTL_OFFSETS_MAX]; /* CTL_OFFSETS, msg.count of them */
     struct ctl_stats stats;                    /* CTL_STATS, msg.count == 1 */
     struct ctl_vif_stats vifs[REMUS_VIFS_MAX]; /* CTL_VIF_STATS, msg.count of them */
     struct ctl_cause causes[CTL_CAUSES_MAX];   /* CTL_CAUSES, msg.count of them */

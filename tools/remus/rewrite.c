@@ -5,6 +5,7 @@
  *   young          a SYN of this epoch: from the peer, from the guest, or FLOW for an unknown flow
  *   secondary ISN  the guest's SYN or SYN-ACK
  *   primary ISN    FLOW (certain), or the peer's first acknowledgement (inferred)
+ *   base           the primary's list; it is the offset of a flow that is not young
  *   next ISN       FLOW for a connection that the guest has not begun yet, while the flow's entry
  *                  still serves an earlier one with the same addresses and ports
  */
@@ -31,6 +32,7 @@ struct flow {
     uint32_t newer, older;       /* by last use */
     uint32_t offset;             /* primary's numbers - secondary's */
     uint32_t secondary_isn, primary_isn, next_isn, peer_isn;
+    uint32_t base, base_isn;     /* if based: that offset, and the ISN that the peer knows */
     uint32_t syn_tsval;          /* of the guest's own SYN */
     uint32_t ack;                /* what the guest has acknowledged last, if ack_known */
     uint32_t echo_max;           /* newest TSval of the primary's that the peer has echoed */
@@ -38,6 +40,7 @@ struct flow {
     uint32_t ts_sent;            /* newest TSval of the guest's since failover */
     bool used;
     bool young;
+    bool based;
     bool active;                 /* the guest began it, or FLOW came before anything else */
     bool data_in_syn;            /* the peer's first ACK need not be ISN + 1 */
     bool secondary_known, primary_known, primary_certain, next_known;
@@ -172,6 +175,16 @@ static void used_now(struct rewrite *rw, struct flow *flow, uint64_t now_us)
     }
 }
 
+static void count(struct rewrite *rw, struct flow *flow)
+{
+    bool now = flow->offset || flow->ts_raised;
+
+    if (now != flow->counted) {
+        flow->counted = now;
+        rw->stats.rewriting += now ? 1 : (uint64_t)-1;
+    }
+}
+
 /* Young facts are dropped by counting up the generation; a flow that missed it follows here. */
 static void refresh(struct rewrite *rw, struct flow *flow)
 {
@@ -182,18 +195,9 @@ static void refresh(struct rewrite *rw, struct flow *flow)
     flow->young = flow->active = flow->data_in_syn = false;
     flow->secondary_known = flow->primary_known = flow->primary_certain = false;
     flow->next_known = flow->waits = false;
-    flow->offset = 0;
+    flow->offset = flow->based ? flow->base : 0;
     flow->counted = false;       /* rewrite_detach() has set the count to 0 */
-}
-
-static void count(struct rewrite *rw, struct flow *flow)
-{
-    bool now = flow->offset || flow->ts_raised;
-
-    if (now != flow->counted) {
-        flow->counted = now;
-        rw->stats.rewriting += now ? 1 : (uint64_t)-1;
-    }
+    count(rw, flow);
 }
 
 static void drop(struct rewrite *rw, struct flow *flow)
@@ -459,6 +463,12 @@ static uint32_t load32(const uint8_t *at)
     return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
 }
 
+static bool icmp_error(const struct packet *p, uint8_t type)
+{
+    return p->kind == PACKET_ICMP ? type == 3 || type == 4 || type == 5 || type == 11 || type == 12
+                                  : type && type <= 4;
+}
+
 /*
  * An ICMP error quotes what the guest has sent, in the primary's numbers; guests ignore errors
  * about numbers that they have not sent (RFC 5927), and would miss the path's MTU.  The quotation's
@@ -475,8 +485,7 @@ static void input_icmp(struct rewrite *rw, uint8_t *frame, const struct packet *
     uint16_t sum;
     int i;
 
-    if (left < 8 + 28 || (p->kind == PACKET_ICMP ? frame[p->l4] < 3 || frame[p->l4] > 12 :
-                                                   !frame[p->l4] || frame[p->l4] > 4)) {
+    if (left < 8 + 28 || !icmp_error(p, frame[p->l4])) {
         return;                  /* not an error, or too short for one about TCP */
     }
     left -= 8;
@@ -637,6 +646,11 @@ static struct rewrite_result output_syn(struct rewrite *rw, uint64_t now_us, str
         output_translate(rw, flow, frame, p, partial, rw->failed_over);
         return result;
     }
+    if (flow && flow->based && !flow->young && flow->base_isn - flow->base == p->tcp.seq) {
+        result = result_of(rw, flow, REWRITE_PASS); /* its own, again */
+        output_translate(rw, flow, frame, p, partial, rw->failed_over);
+        return result;
+    }
     if (flow && flow->young && !flow->secondary_known) {
         if (flow->active != active && active) {
             flow->active = true; /* known from FLOW, or both began at once */
@@ -723,7 +737,8 @@ void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, b
     }
     refresh(rw, flow);
     if ((p->tcp.flags & PACKET_TCP_SYN) &&
-        !(flow->secondary_known && flow->secondary_isn == p->tcp.seq)) {
+        !(flow->secondary_known && flow->secondary_isn == p->tcp.seq) &&
+        !(flow->based && !flow->young && flow->base_isn - flow->base == p->tcp.seq)) {
         return;                  /* of an earlier connection */
     }
     output_translate(rw, flow, frame, p, partial, !rewritten);
@@ -792,13 +807,74 @@ void rewrite_failover(struct rewrite *rw, uint64_t now_us)
     }
 }
 
-/* Whether an entry can still change a frame after failover. */
-static bool of_use(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
+void rewrite_offsets_clear(struct rewrite *rw)
+{
+    uint32_t i;
+
+    for (i = 0; i < rw->flows_max; i++) {
+        struct flow *flow = &rw->flows[i];
+
+        if (flow->used && flow->based) {
+            refresh(rw, flow);
+            flow->based = false;
+            flow->offset = flow->young ? flow->offset : 0;
+            count(rw, flow);
+        }
+    }
+}
+
+void rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based)
+{
+    struct packet_key key;
+    struct flow *flow;
+
+    packet_key_from_flow(&key, &based->flow);
+    flow = find(rw, &key);
+    if (!flow) {
+        flow = add(rw, &key, now_us);
+        if (!flow) {
+            return;
+        }
+    }
+    refresh(rw, flow);
+    flow->based = true;
+    flow->base = based->offset;
+    flow->base_isn = based->flow.primary_isn;
+    flow->established = true;
+    if (!flow->young) {
+        flow->offset = flow->base;
+        count(rw, flow);
+    }
+}
+
+bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_offset *out)
+{
+    while (*cursor < rw->flows_max) {
+        struct flow *flow = &rw->flows[(*cursor)++];
+
+        if (!flow->used) {
+            continue;
+        }
+        refresh(rw, flow);
+        if (!flow->offset) {
+            continue;
+        }
+        memset(out, 0, sizeof(*out));
+        packet_key_to_flow(&out->flow, &flow->key);
+        out->flow.primary_isn = flow->young ? flow->primary_isn : flow->base_isn;
+        out->offset = flow->offset;
+        return true;
+    }
+    return false;
+}
+
+/* After failover: whether an entry can change more of a frame than by its offset. */
+static bool unsettled(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
 {
     bool clock = now_us - rw->failover_us < REWRITE_TS_SETTLE_US &&
                  (flow->ts_raised || (flow->echo_known && !flow->ts_resolved));
 
-    return flow->offset || clock || (flow->young && !both_known(flow));
+    return clock || (flow->young && !both_known(flow));
 }
 
 /* A handshake that came to nothing. */
@@ -823,7 +899,8 @@ void rewrite_tick(struct rewrite *rw, uint64_t now_us)
         idle_us = now_us - flow->seen_us;
         if (idle_us > REWRITE_IDLE_US || stale(flow, idle_us) ||
             (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
-            (rw->failed_over && !of_use(rw, flow, now_us) && idle_us > REWRITE_HANDSHAKE_US)) {
+            (rw->failed_over && !flow->offset && !unsettled(rw, flow, now_us) &&
+             idle_us > REWRITE_HANDSHAKE_US)) {
             drop(rw, flow);
         }
     }
@@ -843,7 +920,12 @@ void rewrite_stats_get(const struct rewrite *rw, uint64_t now_us, struct rewrite
     if (rw->failed_over) {       /* those whose timestamps are not settled count, too */
         out->rewriting = 0;
         for (i = 0; i < rw->flows_max; i++) {
-            out->rewriting += rw->flows[i].used && of_use(rw, &rw->flows[i], now_us);
+            const struct flow *flow = &rw->flows[i];
+            bool more = flow->used && unsettled(rw, flow, now_us);
+
+            out->rewriting += flow->used && (flow->offset || more);
+            out->unsettled += more;
+            out->offsets += flow->used && flow->offset;
         }
     }
 }

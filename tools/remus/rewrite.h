@@ -23,6 +23,10 @@
  * (*) where FLOW alone made it young: only a SYN-ACK and what follows one; a primary that repeats a
  *     SYN-ACK of an earlier epoch sends FLOW, too, and both guests have the same numbers then.
  *
+ * "Based" flows come from an earlier takeover: the primary's own guest has other numbers than the
+ * peer knows, its kernel changes them (REMUS_RECORD_OFFSETS), and this offset is there when the
+ * flow is not young.
+ *
  * After failover nothing is held for want of the primary's ISN, and input that waits for the
  * secondary's for REWRITE_HANDSHAKE_US only; SYN frames are rewritten as well, as they are sent to
  * peers that may know the primary's numbers; connections that begin then are nobody's business.
@@ -85,6 +89,7 @@ struct rewrite_result {
 struct rewrite_stats {
     uint64_t flows, flows_max;
     uint64_t rewriting;          /* flows whose frames are changed: numbers or timestamps */
+    uint64_t unsettled, offsets; /* after failover: those with more to change; those with one */
     uint64_t untracked;          /* flows that found no place */
     uint64_t evicted;
     uint64_t isn_disagreed;      /* FLOW overruled what the peer acknowledged */
@@ -112,6 +117,16 @@ void rewrite_failover(struct rewrite *rw, uint64_t now_us);
  * rewritten tells whether its numbers are the primary's already. */
 void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, bool partial,
                          bool rewritten);
+
+/*
+ * The primary's based flows, after rewrite_detach(): first forget those of before, then add each
+ * (flow and offset; .vif is not looked at).
+ */
+void rewrite_offsets_clear(struct rewrite *rw);
+void rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based);
+/* After failover: the next flow with an offset.  *cursor: 0 at first.  false: there is none. */
+bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_offset *out);
+
 /* Ends some entries that have aged; call it every second or so. */
 void rewrite_tick(struct rewrite *rw, uint64_t now_us);
 

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define REMUS_PROTOCOL_VERSION   3u
+#define REMUS_PROTOCOL_VERSION   4u
 #define REMUS_SECRET_BYTES       32u
 
 /* ---- Opening of each stream, inside TLS unless --plain: what the connection is for ---------- */
@@ -121,6 +121,8 @@ enum remus_record_type {
     REMUS_RECORD_HASHES      = 5,   /* --verify: struct remus_hash[] of every RAM page */
     REMUS_RECORD_HVM_PARAMS  = 6,   /* struct remus_hvm_param[] */
     REMUS_RECORD_DISKS       = 7,   /* uint64_t: the disk epoch that ends with this epoch */
+    /* struct remus_offset[]: all connections whose numbers P's kernel changes; not there: none */
+    REMUS_RECORD_OFFSETS     = 8,
 };
 struct remus_record {
     uint32_t type;                  /* REMUS_RECORD_* */
@@ -194,6 +196,18 @@ struct remus_flow {                 /* addresses and ports as the guest sees the
     uint16_t vlan[2];               /* 0xffff: none */
     uint32_t reserved;
 };
+
+/*
+ * A connection of an earlier takeover, whose peer knows other sequence numbers than the guest.
+ * flow.primary_isn is the peer's.
+ */
+struct remus_offset {
+    struct remus_flow flow;
+    uint32_t offset;                /* the peer's numbers - the guest's */
+    uint8_t  vif;                   /* index of the guest's interface */
+    uint8_t  reserved[3];
+};
+#define REMUS_OFFSETS_MAX        (16384u * 8u)
 
 /* ---- Disk channel frames ------------------------------------------------------------------ */
 
@@ -294,6 +308,7 @@ REMUS_CHECK_SIZE(struct remus_applied, 32);
 REMUS_CHECK_SIZE(struct remus_stop, 8);
 REMUS_CHECK_SIZE(struct remus_packet, 32);
 REMUS_CHECK_SIZE(struct remus_flow, 48);
+REMUS_CHECK_SIZE(struct remus_offset, 56);
 REMUS_CHECK_SIZE(struct remus_disk_frame, 40);
 REMUS_CHECK_SIZE(struct remus_disk_open, 40);
 
