@@ -197,7 +197,7 @@ static void frames(struct script *s)
             rewrite_detach(rw);
         }
         if ((what & 0xc0) == 0xc0) {
-            rewrite_failover(rw, now_us);
+            rewrite_failover(rw, now_us, gso * 1000u);
             rewrite_output_late(rw, copy, &p, what & 2, what & 4);
         }
         free(copy);

@@ -16,7 +16,7 @@ from test_disk import DiskGuest  # noqa: E402
 from labtest import check, deadline, equal, wait  # noqa: E402
 
 INSTALL = True
-SETTLES_S = 90      # 30 s of them for timestamps that nobody shows
+SETTLES_S = 90
 
 
 def wait_settled(lab, host, name="g1"):

@@ -347,7 +347,7 @@ static void a_syn_that_crosses_a_checkpoint_before_failover(void **state)
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN + 77)); /* undone by the checkpoint */
     rewrite_detach(f->rw);
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
     assert_int_equal(f->p.tcp.ack, S_ISN + 1);
     PASSES(OUTPUT(.seq = S_ISN + 1));
@@ -511,7 +511,7 @@ static void numbers_stay_the_primarys_after_failover(void **state)
     struct fixture *f = *state;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = S_ISN + 1));
     assert_int_equal(f->p.tcp.seq, P_ISN + 1);
     PASSES(INPUT(.seq = 1, .ack = P_ISN + 2));
@@ -524,7 +524,7 @@ static void new_connections_after_failover_are_untouched(void **state)
 {
     struct fixture *f = *state;
 
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(INPUT(.flags = SYN, .seq = C_ISN));
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
     PASSES(INPUT(.seq = C_ISN + 1, .ack = S_ISN + 1));
@@ -539,7 +539,7 @@ static void a_tuple_used_again_after_failover_is_untouched(void **state)
     struct fixture *f = *state;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(INPUT(.flags = SYN, .seq = C_ISN + 9));
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = 555));
     assert_int_equal(f->p.tcp.seq, 555);
@@ -555,7 +555,7 @@ static void a_handshake_that_failover_interrupts_goes_on(void **state)
     PASSES(INPUT(.flags = SYN, .seq = C_ISN));
     tell_flow(f, P_ISN);
     HOLDS(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     HOLDS(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
     assert_int_equal(f->p.tcp.seq, P_ISN);
@@ -571,7 +571,7 @@ static void held_input_is_let_go_some_time_after_failover(void **state)
     PASSES(INPUT(.flags = SYN, .seq = C_ISN));
     HOLDS(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
     f->now_us += 10 * SECOND;
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     HOLDS(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
     f->now_us += REWRITE_HANDSHAKE_US;
     PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1));
@@ -583,7 +583,7 @@ static void after_failover_the_peers_ack_decides_whose_syn_ack_it_saw(void **sta
 
     PASSES(INPUT(.flags = SYN, .seq = C_ISN));
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(INPUT(.seq = C_ISN + 1, .ack = S_ISN + 1)); /* the secondary's, sent by then */
     PASSES(OUTPUT(.seq = S_ISN + 1));
     assert_int_equal(f->p.tcp.seq, S_ISN + 1);
@@ -598,7 +598,7 @@ static void late_output_is_rewritten_once(void **state)
 
     accept_one(f);
     PASSES(OUTPUT(.seq = S_ISN + 1)); /* rewritten when it was sent to be compared */
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     rewrite_output_late(f->rw, f->frame, &f->p, false, true);
     assert_int_equal(f->p.tcp.seq, P_ISN + 1);
 
@@ -622,7 +622,7 @@ static void a_timestamp_clock_that_is_behind_waits_until_it_has_come_so_far(void
 
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100000));
     f->now_us += 50000;          /* the primary has gone on for 50 ms since */
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .odd = true, .tsval = 95000, .tsecr = 9));
     first = f->p.tcp.tsval;
     assert_int_equal(first, 100050 + REWRITE_TS_MARGIN);
@@ -647,7 +647,21 @@ static void clocks_that_nobody_shows_are_left_alone_in_time(void **state)
     struct fixture *f = *state;
 
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100000));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, 7 * SECOND);
+    f->now_us += 7 * SECOND - 1;
+    assert_int_equal(rewriting(f), 1);
+    f->now_us++;
+    assert_int_equal(rewriting(f), 0);
+}
+
+static void a_clock_that_was_seen_behind_is_waited_for(void **state)
+{
+    struct fixture *f = *state;
+
+    PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100000));
+    rewrite_failover(f->rw, f->now_us, SECOND);
+    PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 95000));
+    assert_int_equal(f->p.tcp.tsval, 100000 + REWRITE_TS_MARGIN);
     f->now_us += REWRITE_TS_SETTLE_US - 1;
     assert_int_equal(rewriting(f), 1);
     f->now_us++;
@@ -659,7 +673,7 @@ static void a_timestamp_clock_that_is_ahead_is_left_alone(void **state)
     struct fixture *f = *state;
 
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 100000));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     assert_int_equal(rewriting(f), 1);         /* not settled */
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 100002));
     assert_int_equal(f->p.tcp.tsval, 100002);
@@ -674,7 +688,7 @@ static void echoes_are_remembered_over_checkpoints_and_wraps(void **state)
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 5));
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 0xffffffff));
     rewrite_detach(f->rw);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 0xfffffff0));
     assert_int_equal(f->p.tcp.tsval, 5 + REWRITE_TS_MARGIN);
 }
@@ -685,7 +699,7 @@ static void an_idle_connections_clock_is_not_pushed_for_hours(void **state)
 
     PASSES(INPUT(.seq = 1, .ack = 2, .timestamp = true, .tsval = 9, .tsecr = 1000));
     f->now_us += 3600 * SECOND;
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 3601000 - 20));
     assert_int_equal(f->p.tcp.tsval, 3601000 - 20);
 }
@@ -697,7 +711,7 @@ static void both_corrections_meet_in_one_frame(void **state)
     PASSES(INPUT(.flags = SYN, .seq = C_ISN, .timestamp = true, .tsval = 1));
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN, .timestamp = true, .tsval = 500, .tsecr = 1));
     PASSES(INPUT(.seq = C_ISN + 1, .ack = P_ISN + 1, .timestamp = true, .tsval = 2, .tsecr = 900));
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = S_ISN + 1, .timestamp = true, .odd = true, .tsval = 600, .tsecr = 2,
                   .data = "abc", .bytes = 3));
     assert_int_equal(f->p.tcp.seq, P_ISN + 1);
@@ -716,7 +730,7 @@ static void nobody_measures_a_round_trip_over_the_takeover(void **state)
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 101, .tsecr = 9));
     assert_int_equal(f->p.tcp.tsecr, 9);
     f->now_us += SECOND;
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .odd = true, .tsval = 1102, .tsecr = 9));
     assert_int_equal(f->p.tcp.tsecr, 0);
     f->now_us += 1000;
@@ -740,7 +754,7 @@ static void an_echo_is_as_old_as_the_frame_that_brought_it(void **state)
     packet_parse(&p, f->frame, frame_tcp(f->frame, &spec));
     f->now_us += 3 * SECOND;
     rewrite_input(f->rw, f->now_us, f->now_us - 3 * SECOND, f->frame, &p, false);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.seq = 2, .timestamp = true, .tsval = 95000));
     assert_int_equal(f->p.tcp.tsval, 103000 + REWRITE_TS_MARGIN);
 }
@@ -815,7 +829,7 @@ static void an_inherited_offset_is_there_after_failover(void **state)
     struct rewrite_stats stats;
 
     tell_offset(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     f->now_us += SECOND;
     goes_on_with_its_offset(f);
     PASSES(OUTPUT(.flags = SYN | ACK, .seq = S_ISN));      /* its own, again */
@@ -863,7 +877,7 @@ static void the_next_takeover_tells_young_offsets_and_inherited_ones(void **stat
     struct fixture *f = *state;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     assert_int_equal(offsets(f), 1);
 }
 
@@ -889,7 +903,7 @@ static void closed_flows_age(void **state)
     int i;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.flags = FIN | ACK, .seq = S_ISN + 1));
     PASSES(INPUT(.flags = FIN | ACK, .seq = 1, .ack = P_ISN + 2));
     f->now_us += REWRITE_CLOSED_US;
@@ -913,7 +927,7 @@ static void a_reset_that_the_guest_ignores_ends_nothing(void **state)
     int i;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     PASSES(OUTPUT(.flags = ACK, .seq = S_ISN + 1, .ack = 5000));
     PASSES(INPUT(.flags = RST, .seq = 4999));
     f->now_us += REWRITE_CLOSED_US + 1;
@@ -936,7 +950,7 @@ static void established_flows_do_not_age_in_hours(void **state)
     int i;
 
     accept_one(f);
-    rewrite_failover(f->rw, f->now_us);
+    rewrite_failover(f->rw, f->now_us, REWRITE_TS_SETTLE_US);
     f->now_us += 3 * 3600 * SECOND;
     for (i = 0; i < 3; i++) {
         rewrite_tick(f->rw, f->now_us);
@@ -1088,6 +1102,7 @@ int main(void)
         TEST(late_output_is_rewritten_once),
         TEST(a_timestamp_clock_that_is_behind_waits_until_it_has_come_so_far),
         TEST(clocks_that_nobody_shows_are_left_alone_in_time),
+        TEST(a_clock_that_was_seen_behind_is_waited_for),
         TEST(a_timestamp_clock_that_is_ahead_is_left_alone),
         TEST(echoes_are_remembered_over_checkpoints_and_wraps),
         TEST(an_idle_connections_clock_is_not_pushed_for_hours),

@@ -86,6 +86,8 @@ struct secondary {
 
     /* the epoch that is being applied */
     uint64_t applying, apply_began_us, detached_us;
+    uint64_t came_us;               /* first frame of the epoch that is here, or comes */
+    uint64_t base_us, ran_us;       /* of the epoch that it runs from; when that was */
     bool apply_runs;                /* the copy is to run from there on */
     bool waits_for_disks;           /* it is paused, and they come to rest */
     struct xc_sr_apply_stats apply_stats;
@@ -591,6 +593,7 @@ static int run_copy(struct secondary *s, const char **step)
         rc = xc_domain_unpause(r->h.xch, r->h.domid) ? -errno : 0;
     }
     s->running = !rc;
+    s->ran_us = remus_run_now_us();
     if (!rc && s->vif_count && shadowd_lives(s))
         rc = ctl_say(r->daemon.fd, CTL_GO, 0, s->applying + 1, NULL);
     if (!rc)
@@ -694,6 +697,7 @@ static void apply(struct secondary *s, uint64_t epoch, bool runs)
     int rc = 0;
 
     s->applying = epoch;
+    s->base_us = s->came_us;
     s->apply_runs = runs;
     s->apply_began_us = remus_run_now_us();
     memset(&s->apply_stats, 0, sizeof(s->apply_stats));
@@ -840,6 +844,16 @@ static void take_offsets(struct secondary *s, const struct ctl_in *in)
     give_vifs(s);
 }
 
+/*
+ * By how much the copy's clock is behind the primary's at most, in ms: that one went on from their
+ * newest checkpoint before the first frame of it was sent, and a frame is under way for less than
+ * the timeout.  Twice that.
+ */
+static uint32_t clock_lag_ms(const struct secondary *s)
+{
+    return (uint32_t)(2 * ((s->ran_us - s->base_us) / 1000 + s->run.p->core.timeout_ms));
+}
+
 static void take_over(struct secondary *s)
 {
     struct remus_run *r = &s->run;
@@ -880,6 +894,7 @@ static void take_over(struct secondary *s)
     for (i = 0; !rc && !s->vifs_given && i < s->vif_count; i++)
         rc = bridge_tap(s, i);
     if (!rc && s->vif_count && !s->vifs_given) {
+        msg.code = clock_lag_ms(s);
         rc = ctl_send_wait(r->daemon.fd, &msg, NULL, NULL, s->taps, s->vif_count, CONTROL_MS);
         if (!rc)
             rc = remus_run_daemon_wait(&r->daemon, CTL_ACTIVE, CONTROL_MS);
@@ -1142,6 +1157,7 @@ static void epoch_frame(struct secondary *s, const struct remus_frame *f, const 
         remus_assembler_begin(&s->assembler, &s->epoch, REMUS_GFN_MASK,
                               info.nr_pages + 1024);
         s->assembling = true;
+        s->came_us = remus_run_now_us();
     }
     rc = remus_assembler_frame(&s->assembler, f, payload);
     if (rc < 0) {

@@ -1398,7 +1398,7 @@ static void do_failover(struct shadowd *s, struct ctl_in *in)
     for (i = 0; i < s->vifs; i++) {
         struct vif *v = &s->vif[i];
 
-        rewrite_failover(v->rw, s->now_us);
+        rewrite_failover(v->rw, s->now_us, in->msg.code * 1000ull);
         nudge_begin(v->nudge);
         failover_held_input(v);
         failover_questions(v);

@@ -53,7 +53,8 @@ enum ctl_type {
     CTL_GO,               /* guest is running: inject and drain.  colo-blkd, code 1: the first write
                              from here on asks for a checkpoint */
     CTL_FAILOVER,         /* one tap descriptor for each vif by SCM_RIGHTS: serve the guest from it,
-                             first what never matched, then announce; answered by ACTIVE */
+                             first what never matched, then announce; code: ms that the guest's
+                             clock may be behind the primary's; answered by ACTIVE */
     CTL_OFFSETS,          /* struct remus_offset[] follows, in host order; code: CTL_OFFSETS_FIRST,
                              _LAST.  Before failover, between DETACH and ATTACH: these have another
                              number for their peers in the primary's guest, too.  From colo-shadowd

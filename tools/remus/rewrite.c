@@ -64,7 +64,7 @@ struct rewrite {
     uint64_t generation;
     uint64_t seed;
     bool failed_over;
-    uint64_t failover_us;
+    uint64_t failover_us, settle_us;
     struct rewrite_stats stats;
 };
 
@@ -785,7 +785,7 @@ void rewrite_detach(struct rewrite *rw)
     rw->stats.rewriting = 0;     /* before failover only offsets count, and they are gone */
 }
 
-void rewrite_failover(struct rewrite *rw, uint64_t now_us)
+void rewrite_failover(struct rewrite *rw, uint64_t now_us, uint64_t settle_us)
 {
     uint32_t i;
 
@@ -794,6 +794,7 @@ void rewrite_failover(struct rewrite *rw, uint64_t now_us)
     }
     rw->failed_over = true;
     rw->failover_us = now_us;
+    rw->settle_us = settle_us < REWRITE_TS_SETTLE_US ? settle_us : REWRITE_TS_SETTLE_US;
     for (i = 0; i < rw->flows_max; i++) {
         struct flow *flow = &rw->flows[i];
 
@@ -868,19 +869,21 @@ bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_off
     return false;
 }
 
+/* A handshake that came to nothing. */
+static bool stale(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
+{
+    return flow->young && !both_known(flow) && now_us - flow->seen_us >
+           (rw->failed_over ? REWRITE_HALF_OPEN_US : REWRITE_CLOSED_US);
+}
+
 /* After failover: whether an entry can change more of a frame than by its offset. */
 static bool unsettled(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
 {
-    bool clock = now_us - rw->failover_us < REWRITE_TS_SETTLE_US &&
-                 (flow->ts_raised || (flow->echo_known && !flow->ts_resolved));
+    uint64_t gone_us = now_us - rw->failover_us;
+    bool clock = flow->ts_raised ? gone_us < REWRITE_TS_SETTLE_US :
+                 flow->echo_known && !flow->ts_resolved && gone_us < rw->settle_us;
 
-    return clock || (flow->young && !both_known(flow));
-}
-
-/* A handshake that came to nothing. */
-static bool stale(const struct flow *flow, uint64_t idle_us)
-{
-    return flow->young && !both_known(flow) && idle_us > REWRITE_CLOSED_US;
+    return clock || (flow->young && !both_known(flow) && !stale(rw, flow, now_us));
 }
 
 void rewrite_tick(struct rewrite *rw, uint64_t now_us)
@@ -897,7 +900,7 @@ void rewrite_tick(struct rewrite *rw, uint64_t now_us)
         }
         refresh(rw, flow);
         idle_us = now_us - flow->seen_us;
-        if (idle_us > REWRITE_IDLE_US || stale(flow, idle_us) ||
+        if (idle_us > REWRITE_IDLE_US || stale(rw, flow, now_us) ||
             (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
             (rw->failed_over && !flow->offset && !unsettled(rw, flow, now_us) &&
              idle_us > REWRITE_HANDSHAKE_US)) {

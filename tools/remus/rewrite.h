@@ -35,9 +35,10 @@
  * echoes (TSecr) is the newest TSval of the primary that it has seen: the maximum is tracked for
  * each flow, old ones too.  After failover no TSval below what the primary may have sent leaves: it
  * is raised to that until the secondary's clock has come so far, and an echo of it is made what
- * the guest sent last.  The clock is behind by no more than a checkpoint took, so that after
- * REWRITE_TS_SETTLE_US nothing is left to do.  The echo in a peer's SYN-ACK is made the
- * secondary's own SYN's TSval: Linux resets otherwise.
+ * the guest sent last.  The clock is behind by the time between the primary's guest going on from
+ * the newest checkpoint and the secondary's doing so: when that much time has passed (settle_us),
+ * nothing is left to do for a connection that was silent until then.  The echo in a peer's SYN-ACK
+ * is made the secondary's own SYN's TSval: Linux resets otherwise.
  * What the guest echoes after failover is of before it, until the peer is heard again: the peer
  * would take the time without a host for a round trip, and wait several times as long when it next
  * loses a segment.  Until then TSecr is 0, which stacks do not measure by.
@@ -68,7 +69,10 @@
  * added to that. */
 #define REWRITE_TS_AHEAD_US  (60 * REWRITE_SECOND_US)
 #define REWRITE_TS_MARGIN    10u
-#define REWRITE_TS_SETTLE_US (30 * REWRITE_SECOND_US)
+#define REWRITE_TS_SETTLE_US (30 * REWRITE_SECOND_US)   /* nothing is raised for longer */
+/* After failover: so long nobody has said anything in a handshake.  A peer that knows the primary's
+ * number answers the guest's first repeated SYN-ACK. */
+#define REWRITE_HALF_OPEN_US (10 * REWRITE_SECOND_US)
 
 struct rewrite;
 
@@ -111,8 +115,9 @@ struct rewrite_result rewrite_flow(struct rewrite *rw, uint64_t now_us,
 
 /* A checkpoint: the guests are equal, no flow is young any more.  O(1). */
 void rewrite_detach(struct rewrite *rw);
-/* From now on output goes to the real network. */
-void rewrite_failover(struct rewrite *rw, uint64_t now_us);
+/* From now on output goes to the real network.  settle_us: by how much the secondary's timestamp
+ * clock may be behind, at most. */
+void rewrite_failover(struct rewrite *rw, uint64_t now_us, uint64_t settle_us);
 /* For output that was taken (and seen by rewrite_output) before failover and is sent after it:
  * rewritten tells whether its numbers are the primary's already. */
 void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, bool partial,

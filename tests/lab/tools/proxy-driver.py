@@ -34,9 +34,9 @@ SOCKET = "/run/proxy-driver.sock"
 MSG = struct.Struct("<IIQII")
 PACKET = struct.Struct("<IBBHQQH6x")
 STATS = ("input_packets input_bytes output_packets output_bytes released_equal released_epoch held "
-         "held_bytes held_max flows flows_max dropped_old dropped_other checkpoint_0 diverged "
-         "deadline uncomparable queue delay_us_sum delay_us_max lag_us attach_us_sum attach_us_max "
-         "attaches").split()
+         "held_bytes held_max flows flows_max offsets dropped_old dropped_other checkpoint_0 "
+         "diverged deadline uncomparable queue output delay_us_sum delay_us_max lag_us "
+         "attach_us_sum attach_us_max attaches").split()
 (INPUT_STOP, CUT, RELEASE, HOLD, UNPROTECT, FENCE, INPUT_GO) = range(1, 8)
 STATS_GET, QUIT = 64, 65
 (READY, INPUT_STOPPED, CUT_DONE, UNPROTECTED, FENCED, _ATTACHED, _DETACHED, _ACTIVE, CHECKPOINT,
@@ -124,7 +124,7 @@ class Driver:
         elif kind == FAILED:
             self.failed = text
         elif kind == STATS_MSG:
-            text = dict(zip(STATS, struct.unpack_from("<%dQ" % len(STATS), data, MSG.size)))
+            text = dict(zip(STATS, struct.unpack("<%dQ" % len(STATS), data[MSG.size:])))
         return kind, text
 
     def on_control(self):

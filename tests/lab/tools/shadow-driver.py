@@ -32,9 +32,9 @@ PARTIAL, GSO, WIRE = 1, 2, 0x100
 HEAD = struct.Struct("<IBBHQQH3H")
 MSG = struct.Struct("<IIQII")
 STATS_NAMES = ("input_packets input_bytes output_packets output_bytes released_equal "
-               "released_epoch held held_bytes held_max flows flows_max dropped_old dropped_other "
-               "why0 why1 why2 why3 why4 delay_us_sum delay_us_max lag_us attach_us_sum "
-               "attach_us_max attaches").split()
+               "released_epoch held held_bytes held_max flows flows_max offsets dropped_old "
+               "dropped_other why0 why1 why2 why3 why4 why5 delay_us_sum delay_us_max lag_us "
+               "attach_us_sum attach_us_max attaches").split()
 PEER_MAC, PEER_IP = bytes.fromhex("02aabbccddee"), "10.77.0.200"
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 
