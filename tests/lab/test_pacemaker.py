@@ -120,6 +120,7 @@ RESOURCES = """<resources>
       <nvpair id="g1-options" name="options"
         value="--colo --verbose -i 2000 --timeout %d --arbiter %s"/>
       <nvpair id="g1-shared" name="shared_disks" value="%s"/>
+      <nvpair id="g1-heartbeat" name="heartbeat_hosts" value="a=10.77.0.1 b=10.77.0.2"/>
     </instance_attributes>
     <operations>
       <op id="g1-start" name="start" interval="0" timeout="240s"/>
@@ -133,6 +134,19 @@ RESOURCES = """<resources>
   </primitive>
 </clone>
 </resources>
+"""
+
+
+# As in xl-remus-ocf(7): the cluster's fencing is the session's arbiter.
+ARBITER_FENCE = """#!/bin/sh
+case $REMUS_PEER in
+a | b) node=$REMUS_PEER ;;
+*) exit 1 ;;
+esac
+case $1 in
+check) stonith_admin -l $node ;;
+fence) stonith_admin -F $node ;;
+esac
 """
 
 
@@ -180,7 +194,7 @@ class PowerSwitch:
 class Cluster:
     """Two nodes, a power switch, and the guest g1 as a promotable resource."""
 
-    def __init__(self, lab, shared_disks="false"):
+    def __init__(self, lab, shared_disks="false", arbiter=None):
         self.lab = lab
         self.guest = labtest.Guest(lab, "g1", lab.guest_addresses("g1")[0])
         self.witness = lab.witness()
@@ -189,7 +203,7 @@ class Cluster:
             list(pool.map(self.prepare, NODES))
             list(pool.map(self.start, NODES))
         wait(lambda: self.online() == {"a", "b"}, 180, "both nodes are online", 1)
-        options = (colo.TIMEOUT_MS, self.witness.spec, shared_disks)
+        options = (colo.TIMEOUT_MS, arbiter or self.witness.spec, shared_disks)
         for name, value in (("stonith-action", "off"), ("stonith-timeout", "120s"),
                             ("have-watchdog", "false")):
             self.run("a", "crm_attribute -t crm_config -n %s -v %s" % (name, value))
@@ -211,6 +225,8 @@ class Cluster:
                            ("/etc/xen/g1.cfg",
                             lab.guest_config("g1", ip, mac, 1, 128, "pvh", (), ()))):
             lab.execute(host, "cat > " + path, stdin=text)
+        lab.execute(host, "cat > /etc/xen/remus-fence; chmod 755 /etc/xen/remus-fence",
+                    stdin=ARBITER_FENCE)
         lab.execute(host, PREPARE)
 
     def start(self, host):
@@ -382,6 +398,43 @@ def test_a_cluster_follows_a_copy_that_took_over(lab):
     lab.execute(second, "xl remus-stop g1", timeout_s=120)
     equal(cluster.domains(first), [], "domains of the copy's host")
     cluster.wait_protected(second)
+
+
+@deadline(1200)
+def test_a_cluster_that_falls_apart_has_one_guest(lab):
+    """Both rings are cut, and with them the session's link and its second network: each node takes
+    the other one for dead, and the cluster's fencing, which is the arbiter, decides."""
+    cluster = Cluster(lab, arbiter="fence")
+    guest = cluster.guest
+    first, second = cluster.wait_first()
+    captures = test_arbiter.Captures(lab, guest)
+    client = lab.client(guest, long=100, short=500, ping=300)
+    client.wait_answers(10)
+    for host, peer in ((first, second), (second, first)):
+        lab.execute(host, "ip route add blackhole 10.77.0.%d/32" % NODES[peer])
+    lab.cut("repl")
+    wait(lambda: cluster.power.switched, 120, "a node is turned off", 0.5)
+    winner, = [host for host in NODES if host != cluster.power.switched[0]]
+    client.wait_answers(10, timeout_s=90)
+    cluster.wait_roles({winner: "Promoted"}, 180)
+    equal(cluster.domains(winner), ["g1"], "domains of the host that is left")
+    client.wait_answers(10, timeout_s=60)
+    captures.check_one_speaks(winner)
+    equal(set(cluster.power.switched), {"a", "b"} - {winner}, "nodes that were turned off")
+
+    # Repaired, and switched on again.
+    loser = cluster.power.switched[0]
+    lab.execute(winner, "ip route del blackhole 10.77.0.%d/32" % NODES[loser])
+    lab.mend("repl")
+    lab.start(loser)
+    cluster.start(loser)
+    cluster.wait_roles({loser: "Unpromoted", winner: "Promoted"}, 180)
+    cluster.wait_protected(winner)
+    client.wait_answers(10, timeout_s=60)
+    figures = client.stop_without_errors()
+    print("# %s had the guest, %s goes on; longest gap of a client: %.0f ms" %
+          (first, winner, figures["classes"]["long"]["gap_ms"]))
+    equal(set(cluster.power.switched), {loser}, "nodes that were turned off in the end")
 
 
 if __name__ == "__main__":
