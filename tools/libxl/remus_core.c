@@ -461,6 +461,12 @@ static bool has(const struct remus_core *c, uint32_t flags)
     return (c->flags & flags) == flags;
 }
 
+static void lose(struct remus_core *c)
+{
+    c->lost_us = has(c, F_LOST) ? c->lost_us : c->now_us;
+    c->flags |= F_LOST;
+}
+
 static void enter(struct remus_core *c, enum remus_state next)
 {
     if (!(state_info[c->state].next & TO(next))) {
@@ -654,7 +660,7 @@ static void p_stop_because(struct remus_core *c, uint32_t stop_reason, struct re
 
 static void p_lost_because(struct remus_core *c, struct remus_actions *out)
 {
-    c->flags |= F_LOST;
+    lose(c);
     if (has(c, F_PEER_MAY_RUN) && !c->output_held_for_peer && !has(c, F_LET_GO)) {
         c->output_held_for_peer = true;
         act(out, RA_HOLD, 0);
@@ -1465,7 +1471,7 @@ static void s_apply_timeout(struct remus_core *c, const struct remus_event *e,
 
 static void s_lost(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
 {
-    c->flags |= F_LOST;
+    lose(c);
     because(c, "connection to the primary lost: %s", text_of(e, "closed"));
     if (!c->applied) {
         s_destroy(c, REMUS_END_FAILED, out);
@@ -1482,7 +1488,7 @@ static void s_lost_applying(struct remus_core *c, const struct remus_event *e,
                             struct remus_actions *out)
 {
     (void)out;
-    c->flags |= F_LOST;
+    lose(c);
     because(c, "connection to the primary lost: %s", text_of(e, "closed"));
 }
 
@@ -1491,7 +1497,7 @@ static void s_lost_stopping(struct remus_core *c, const struct remus_event *e,
 {
     (void)e;
     (void)out;
-    c->flags |= F_LOST;
+    lose(c);
 }
 
 static void s_bad(struct remus_core *c, const struct remus_event *e, struct remus_actions *out)
@@ -1564,7 +1570,7 @@ static void s_handed_over(struct remus_core *c, const struct remus_event *e,
         return;
     }
     because(c, "the primary handed the guest over: %s", text_of(e, "no reason given"));
-    c->flags |= F_LOST;
+    lose(c);
     act(out, RA_TAKEOVER, c->applied);
     enter(c, RS_TAKEOVER);
 }

@@ -215,6 +215,7 @@ struct remus_core {          /* plain data: the simulator copies and compares it
     uint64_t epoch;          /* that runs (primary); that was applied last + 1 (secondary) */
     uint64_t acked, applied; /* newest */
     uint64_t now_us, entered_us, epoch_began_us, heard_us, heartbeat_us, checkpoint_done_us;
+    uint64_t lost_us;                /* when the peer counted as lost; valid after that */
     bool want_checkpoint, want_switch, guest_stopped, output_held_for_peer;
     const struct replication_mode *mode;  /* of the epoch that runs; never one that chooses */
     bool chooses;            /* .mode is chosen by what divergence costs (see remus_core.c) */

@@ -88,6 +88,8 @@ struct secondary {
     uint64_t applying, apply_began_us, detached_us;
     uint64_t came_us;               /* first frame of the epoch that is here, or comes */
     uint64_t base_us, ran_us;       /* of the epoch that it runs from; when that was */
+
+    uint64_t granted_us, disks_us;  /* taking over: it was to; its disks were there */
     bool apply_runs;                /* the copy is to run from there on */
     bool waits_for_disks;           /* it is paused, and they come to rest */
     struct xc_sr_apply_stats apply_stats;
@@ -854,6 +856,30 @@ static uint32_t clock_lag_ms(const struct secondary *s)
     return (uint32_t)(2 * ((s->ran_us - s->base_us) / 1000 + s->run.p->core.timeout_ms));
 }
 
+/* What a takeover that is done took. */
+static void note_failover(struct secondary *s)
+{
+    struct remus_status *status = &s->run.status;
+    const uint64_t now_us = remus_run_now_us(), heard_us = s->run.core.heard_us;
+    const uint64_t lost_us = s->run.core.lost_us;
+    const uint64_t ran_us = s->ran_us > s->granted_us ? s->ran_us : s->granted_us;
+
+    status->failover_ms = (now_us - heard_us) / 1000;
+    status->failover = (struct remus_failover){
+        .silence_ms = (lost_us - heard_us) / 1000, .arbiter_ms = (s->granted_us - lost_us) / 1000,
+        .guest_ms = (ran_us - s->granted_us) / 1000, .disks_ms = (s->disks_us - ran_us) / 1000,
+        .network_ms = (now_us - s->disks_us) / 1000,
+    };
+    remus_run_log(&s->run, XC_SR_WARN, "took over %lu ms after the last sign of %s: lost after "
+                  "%lu, arbiter %lu, guest %lu, disks %lu, network %lu ms",
+                  (unsigned long)status->failover_ms, s->run.p->peer,
+                  (unsigned long)status->failover.silence_ms,
+                  (unsigned long)status->failover.arbiter_ms,
+                  (unsigned long)status->failover.guest_ms,
+                  (unsigned long)status->failover.disks_ms,
+                  (unsigned long)status->failover.network_ms);
+}
+
 static void take_over(struct secondary *s)
 {
     struct remus_run *r = &s->run;
@@ -863,6 +889,8 @@ static void take_over(struct secondary *s)
     unsigned int i;
     int rc = 0;
 
+    if (!s->granted_us)
+        s->granted_us = remus_run_now_us();
     if (r->p->committed)
         r->p->committed(r->p->arg);
     if (!s->running) {
@@ -882,6 +910,7 @@ static void take_over(struct secondary *s)
                        "over: %s", strerror(-rc));
         return;
     }
+    s->disks_us = remus_run_now_us();
     if (s->vif_count && !shadowd_lives(s) && !s->vifs_given &&
         remus_run_now_us() >= s->give_us) {
         remus_run_log(r, XC_SR_ERROR, "colo-shadowd is gone: the kernel's backend takes the "
@@ -904,14 +933,12 @@ static void take_over(struct secondary *s)
                        "the guest's network cannot be opened: %s", strerror(-rc));
         return;
     }
-    r->status.failover_ms = (remus_run_now_us() - r->core.heard_us) / 1000;
+    note_failover(s);
     snprintf(domid, sizeof(domid), "%u", r->h.domid);
     if (remus_run_command(r, args, s->config, strlen(s->config), NULL, 0))
         remus_run_log(r, XC_SR_WARN, "took over, but the guest keeps the name %s--incoming or the "
                       "configuration of a copy", s->guest_name);
     remus_guest_publish(r->xs, r->h.domid, "role", "unprotected");
-    remus_run_log(r, XC_SR_WARN, "took over %lu ms after the last sign of %s",
-                  (unsigned long)r->status.failover_ms, r->p->peer);
     remus_run_post(r, RE_ACTIVE, 0, 0, NULL);
 }
 

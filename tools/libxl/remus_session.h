@@ -27,6 +27,16 @@ enum remus_second_path {
 };
 
 /* What an operator sees: filled at every change and at least once a second. */
+/* A takeover's parts, in ms, one after the other. */
+struct remus_failover {
+    uint64_t silence_ms;            /* from the last sign of life until the primary counts as lost */
+    uint64_t arbiter_ms;            /* until the right to go on is here (an epoch that was whole is
+                                       applied meanwhile) */
+    uint64_t guest_ms;              /* until the copy runs: 0 if it did */
+    uint64_t disks_ms;              /* until it has its disks */
+    uint64_t network_ms;            /* until its output is open */
+};
+
 struct remus_status {
     enum remus_role role;
     enum remus_state state;
@@ -51,6 +61,7 @@ struct remus_status {
     uint64_t verify_epochs, verify_bad;
     uint64_t held_packets, output_delay_us, output_delay_us_max;
     uint64_t failover_ms;           /* secondary: from last sign of life to open output */
+    struct remus_failover failover;
     struct xc_sr_cache_stats cache;
     struct ctl_stats net;
     uint32_t vif_count, cause_count;

@@ -369,6 +369,13 @@ void display_status_fields(struct remus_object *o, const struct remus_status *s)
     remus_object_number(o, "output_delay_us", s->output_delay_us);
     remus_object_number(o, "output_delay_us_max", s->output_delay_us_max);
     remus_object_number(o, "failover_ms", s->failover_ms);
+    remus_object_map(o, "failover");
+    remus_object_number(o, "silence_ms", s->failover.silence_ms);
+    remus_object_number(o, "arbiter_ms", s->failover.arbiter_ms);
+    remus_object_number(o, "guest_ms", s->failover.guest_ms);
+    remus_object_number(o, "disks_ms", s->failover.disks_ms);
+    remus_object_number(o, "network_ms", s->failover.network_ms);
+    remus_object_map_end(o);
     remus_object_map(o, "cache");
     remus_object_number(o, "hits", s->cache.hits);
     remus_object_number(o, "misses", s->cache.misses);
