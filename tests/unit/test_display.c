@@ -233,6 +233,7 @@ static void each_status_is_one_json_object(void **state)
     s.vifs[0].classes[CTL_CLASS_UDP].primary = 5;
     strcpy(s.causes[0].flow, "udp port 53");
     s.causes[0].checkpoints[CTL_WHY_DEADLINE] = 4;
+    s.failover.silence_ms = 3100;
     display_status(&x.d, 0, &s);
     display_message(&x.d, XC_SR_WARN, "beta", "some\nthing");
     display_end(&x.d, 3, "alone", "why", &s);
@@ -247,6 +248,8 @@ static void each_status_is_one_json_object(void **state)
     assert_int_equal(value, 12);
     assert_true(remus_message_number(m, "pause_us_max", UINT64_MAX, &value));
     assert_int_equal(value, 30000);
+    assert_true(remus_message_number(m, "failover.silence_ms", UINT64_MAX, &value));
+    assert_int_equal(value, 3100);
     assert_int_equal(remus_message_count(m, "vifs"), 1);
     assert_int_equal(remus_message_count(m, "classes"), 1);
     assert_string_equal(remus_message_item(m, "classes", 0, "class"), "udp");
