@@ -871,6 +871,27 @@ static void a_tuple_that_only_the_copy_used_again_gets_its_offset_back(void **st
     goes_on_with_its_offset(f);
 }
 
+static void a_reset_of_the_peers_does_not_end_an_inherited_connection(void **state)
+{
+    struct fixture *f = *state;
+    unsigned int i;
+
+    tell_offset(f);
+    goes_on_with_its_offset(f);
+    PASSES(INPUT(.flags = RST, .seq = C_ISN + 9));
+    f->now_us += 2 * REWRITE_CLOSED_US;
+    for (i = 0; i < 4; i++) {
+        rewrite_tick(f->rw, f->now_us);
+    }
+    goes_on_with_its_offset(f);
+    PASSES(OUTPUT(.flags = RST, .seq = S_ISN + 101));
+    f->now_us += 2 * REWRITE_CLOSED_US;
+    for (i = 0; i < 4; i++) {
+        rewrite_tick(f->rw, f->now_us);
+    }
+    is_as_it_is(f);
+}
+
 /* What a takeover leaves is told on: connections of this epoch, and of those before. */
 static void the_next_takeover_tells_young_offsets_and_inherited_ones(void **state)
 {
@@ -1120,6 +1141,7 @@ int main(void)
         TEST(an_inherited_offset_is_there_after_failover),
         TEST(a_syn_ack_of_an_inherited_connection_is_sent_on),
         TEST(a_tuple_that_only_the_copy_used_again_gets_its_offset_back),
+        TEST(a_reset_of_the_peers_does_not_end_an_inherited_connection),
         TEST(the_next_takeover_tells_young_offsets_and_inherited_ones),
         TEST(a_known_connection_can_be_told_of_late),
     };

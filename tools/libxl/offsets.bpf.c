@@ -195,18 +195,22 @@ static long option(__u32 index, void *arg)
     return 1;
 }
 
-/* The connection's entry, marked with what this frame tells; NULL: not one of these. */
-static __always_inline struct offsets_value *find(struct place *p, __u8 flags, __u32 fin)
+/*
+ * The connection's entry, marked with what this frame tells; NULL: not one of these.  A reset of
+ * the peer's tells nothing: anybody may have sent it, and the guest may not have accepted it.
+ */
+static __always_inline struct offsets_value *find(struct place *p, __u8 flags, bool from_guest)
 {
     struct offsets_value *value = bpf_map_lookup_elem(&offsets, &p->key);
+    __u32 ended;
 
     if (!value)
         return NULL;
     value->seen_ns = bpf_ktime_get_ns();
-    if (flags & FLAG_RST)
-        value->ended |= OFFSETS_RESET;
-    else
-        value->ended = (value->ended & ~OFFSETS_RESET) | (flags & FLAG_FIN ? fin : 0);
+    ended = flags & FLAG_FIN ? from_guest ? OFFSETS_FIN_OUTPUT : OFFSETS_FIN_INPUT : 0;
+    if (from_guest)
+        value->ended = (value->ended & ~OFFSETS_RESET) | (flags & FLAG_RST ? OFFSETS_RESET : 0);
+    value->ended |= ended;
     return value;
 }
 
@@ -262,7 +266,7 @@ int to_guest(struct __sk_buff *skb)
         return TC_ACT_UNSPEC;
     p.key.guest_port = tcp.dest;
     p.key.peer_port = tcp.source;
-    value = find(&p, flags_of(&tcp), OFFSETS_FIN_INPUT);
+    value = find(&p, flags_of(&tcp), false);
     if (!value)
         return TC_ACT_UNSPEC;
     offset = value->offset;
@@ -289,7 +293,7 @@ int from_guest(struct __sk_buff *skb)
         return TC_ACT_UNSPEC;
     p.key.guest_port = tcp.source;
     p.key.peer_port = tcp.dest;
-    value = find(&p, flags_of(&tcp), OFFSETS_FIN_OUTPUT);
+    value = find(&p, flags_of(&tcp), true);
     if (!value)
         return TC_ACT_UNSPEC;
     seq = bpf_ntohl(tcp.seq) + value->offset;

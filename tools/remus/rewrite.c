@@ -341,8 +341,9 @@ static bool learn_primary(struct rewrite *rw, struct flow *flow, uint32_t isn, b
 static void note_end(struct flow *flow, const struct packet_tcp *tcp, bool output)
 {
     if (tcp->flags & PACKET_TCP_RST) {
-        flow->reset = flow->reset || output || !flow->ack_known ||
-                      tcp->seq - flow->ack < RESET_AHEAD;
+        /* An entry that no checkpoint can replace ends by the guest's word only. */
+        flow->reset = flow->reset || output ||
+                      (!flow->based && (!flow->ack_known || tcp->seq - flow->ack < RESET_AHEAD));
         return;
     }
     if (output && tcp->flags & PACKET_TCP_ACK) {
