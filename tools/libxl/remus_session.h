@@ -29,7 +29,7 @@ enum remus_second_path {
 /* What an operator sees: filled at every change and at least once a second. */
 /* A takeover's parts, in ms, one after the other. */
 struct remus_failover {
-    uint64_t silence_ms;            /* from the last sign of life until the primary counts as lost */
+    uint64_t silence_ms;            /* from the last sign of life until the primary is lost */
     uint64_t arbiter_ms;            /* until the right to go on is here (an epoch that was whole is
                                        applied meanwhile) */
     uint64_t guest_ms;              /* until the copy runs: 0 if it did */
