@@ -77,10 +77,10 @@ LINK_$(1)      = -Wl,--start-group $$(ARCHIVES_$(1)) -Wl,--end-group
 endef
 
 # A program for the kernel, as bytes that are compiled in.
-$(O)/bpf/%.bpf.o: tools/libxl/%.bpf.c tools/libxl/%_map.h
+$(O)/bpf/%.bpf.o: tools/libxl/%.bpf.c tools/libxl/%_map.h xen/include/public/remus.h
 	@mkdir -p $(@D)
 	$(SAY) BPF $<
-	$(Q)$(CLANG) -O2 -g --target=bpf -I. -I/usr/include/$(shell $(CC) -print-multiarch) $(WARNINGS) -c -o $@ $<
+	$(Q)$(CLANG) -O2 -g --target=bpf -mcpu=v3 -ffreestanding -I. -I/usr/include/$(shell $(CC) -print-multiarch) $(WARNINGS) -c -o $@ $<
 $(O)/bpf/%.bpf.inc: $(O)/bpf/%.bpf.o
 	$(Q)od -An -v -tx1 $< | sed 's/ \(..\)/0x\1,/g' > $@
 $(foreach v,$(VARIANTS),$(O)/$(v)/tools/libxl/remus_offsets.o): $(O)/bpf/offsets.bpf.inc

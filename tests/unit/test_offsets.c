@@ -154,11 +154,13 @@ static void make_segment(struct fixture *f, bool to_guest)
     spec.ip.hop_by_hop = spec.ip.v6 && !chance(f, 4);
     spec.ip.options = spec.ip.v6 || chance(f, 4) ? 0 : 8;
     spec.ip.fragment = chance(f, 20) ? 0 : 0x2001;
+    spec.ip.fragment_id = spec.ip.v6 && !chance(f, 8); /* in one piece all the same */
     spec.guest_port = chance(f, 8) ? 0 : 81;   /* another connection */
     spec.bytes = chance(f, sizeof(data));
     spec.seq = chance(f, 4) ? chance(f, UINT32_MAX) : ISN + chance(f, 100);
     spec.ack = chance(f, UINT32_MAX) + 1;
-    spec.flags = chance(f, 3) ? 0 : chance(f, 2) ? PACKET_TCP_FIN | ACK : NO_FLAGS;
+    spec.flags = chance(f, 3) ? 0 : chance(f, 2) ? PACKET_TCP_FIN | ACK : chance(f, 2) ? NO_FLAGS :
+                 PACKET_TCP_RST | (chance(f, 2) ? ACK : 0);
     spec.timestamp = chance(f, 2);
     spec.tsval = spec.tsecr = chance(f, UINT32_MAX);
     spec.odd = chance(f, 2);
@@ -206,6 +208,19 @@ static void the_kernel_changes_what_rewriting_changes(void **state)
     assert_in_range(changed, FRAMES / 2, FRAMES - FRAMES / 10);
 }
 
+/* A number and its checksum, or SACK edges besides: never more than these. */
+#define CHANGES_MAX (4u + 2u + 32u)
+
+static unsigned int changes(const struct fixture *f)
+{
+    unsigned int i, count = 0;
+
+    for (i = 0; i < f->bytes; i++) {
+        count += f->frame[i] != f->other[i];
+    }
+    return count;
+}
+
 static void frames_that_were_cut_harm_nobody(void **state)
 {
     struct fixture *f = needs_kernel(state);
@@ -226,8 +241,57 @@ static void frames_that_were_cut_harm_nobody(void **state)
             f->frame[14 + chance(f, (uint32_t)f->bytes - 14)] ^= (uint8_t)(1 + chance(f, 255));
         }
         through_kernel(f, to_guest);
-        assert_memory_equal(f->other, f->frame, 12);
+        assert_memory_equal(f->other, f->frame, 14 + 20);
+        assert_true(changes(f) <= CHANGES_MAX);
     }
+}
+
+static unsigned int state_told(struct fixture *f)
+{
+    static struct remus_offset list[OFFSETS_MAX];
+    struct remus_offset wanted = offset_of(kind(0));
+    unsigned int n, i;
+
+    assert_int_equal(remus_offsets_read(f->offsets, 0, list, &n), 0);
+    for (i = 0; i < n && memcmp(&list[i].flow, &wanted.flow, sizeof(wanted.flow)); i++) {
+        continue;
+    }
+    assert_true(i < n);
+    return list[i].state;
+}
+
+static void give(struct fixture *f, bool to_guest, uint32_t flags)
+{
+    struct tcp_spec spec = { .ip.from_peer = to_guest, .flags = flags };
+
+    f->bytes = frame_tcp(f->frame, &spec);
+    through_kernel(f, to_guest);
+}
+
+static void what_ends_a_connection_is_noted(void **state)
+{
+    struct fixture *f = needs_kernel(state);
+    struct remus_offset offset = offset_of(kind(0));
+
+    offset.state = REMUS_OFFSET_HALF_OPEN;
+    assert_int_equal(remus_offsets_add(f->offsets, &offset), 0);
+    give(f, false, SYN | ACK);
+    assert_int_equal(remus_offsets_add(f->offsets, &offset), 0);
+    assert_int_equal(state_told(f), REMUS_OFFSET_HALF_OPEN);
+    give(f, true, ACK);
+    assert_int_equal(state_told(f), 0);
+    give(f, true, PACKET_TCP_RST);
+    assert_int_equal(state_told(f), REMUS_OFFSET_PEER_RESET);
+    give(f, true, ACK);
+    assert_int_equal(state_told(f), REMUS_OFFSET_PEER_RESET);
+    give(f, false, ACK);
+    assert_int_equal(state_told(f), 0);
+    give(f, false, PACKET_TCP_RST);
+    assert_int_equal(state_told(f), REMUS_OFFSET_RESET);
+    give(f, false, ACK);
+    give(f, true, PACKET_TCP_FIN | ACK);
+    give(f, false, PACKET_TCP_FIN | ACK);
+    assert_int_equal(state_told(f), REMUS_OFFSET_FIN_INPUT | REMUS_OFFSET_FIN_OUTPUT);
 }
 
 static unsigned int count(struct fixture *f)
@@ -358,6 +422,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(the_kernel_changes_what_rewriting_changes),
         TEST(frames_that_were_cut_harm_nobody),
+        TEST(what_ends_a_connection_is_noted),
         TEST(a_new_connection_of_the_guests_is_its_own),
         TEST(the_table_has_an_end),
         TEST(a_device_has_its_table),

@@ -25,6 +25,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "tools/libxl/offsets_map.h"
+#include "xen/include/public/remus.h"
 
 #define VLAN_BYTES      4
 #define EXTENSIONS_MAX  8       /* headers of IPv6 before TCP, as in packet.c */
@@ -107,7 +108,7 @@ static __always_inline bool take_ip(struct __sk_buff *skb, struct place *p, __u3
     __u8 *target = from_guest ? p->key.peer : p->key.guest;
     struct ipv6hdr ip6;
     struct iphdr ip;
-    __u8 next[2];
+    __u8 next[4];
     __u32 i;
 
     if (type == bpf_htons(ETH_P_IP)) {
@@ -131,12 +132,16 @@ static __always_inline bool take_ip(struct __sk_buff *skb, struct place *p, __u3
     p->l4 = at + sizeof(ip6);
     for (i = 0; i < EXTENSIONS_MAX; i++) {
         if (p->proto != IPPROTO_HOPOPTS && p->proto != IPPROTO_ROUTING &&
-            p->proto != IPPROTO_DSTOPTS)
+            p->proto != IPPROTO_DSTOPTS && p->proto != IPPROTO_MH &&
+            p->proto != IPPROTO_FRAGMENT)
             return true;
         if (bpf_skb_load_bytes(skb, p->l4, next, sizeof(next)))
             return false;
+        /* A whole packet may have a fragment header, too (RFC 6946). */
+        if (p->proto == IPPROTO_FRAGMENT && (next[2] || next[3] & 0xf9))
+            return false;
+        p->l4 += p->proto == IPPROTO_FRAGMENT ? 8 : (next[1] + 1) * 8;
         p->proto = next[0];
-        p->l4 += (next[1] + 1) * 8;
     }
     return p->proto == IPPROTO_TCP || p->proto == IPPROTO_ICMPV6;
 }
@@ -195,22 +200,38 @@ static long option(__u32 index, void *arg)
     return 1;
 }
 
+static __always_inline void set_state(struct offsets_value *value, __u32 on, __u32 off)
+{
+    __u32 now = value->state;
+
+    if (on & ~now)
+        __sync_fetch_and_or(&value->state, on);
+    if (off & now)
+        __sync_fetch_and_and(&value->state, ~off);
+}
+
 /*
  * The connection's entry, marked with what this frame tells; NULL: not one of these.  A reset of
- * the peer's tells nothing: anybody may have sent it, and the guest may not have accepted it.
+ * the peer's may be anybody's, and is believed when the guest says nothing for long.
  */
 static __always_inline struct offsets_value *find(struct place *p, __u8 flags, bool from_guest)
 {
     struct offsets_value *value = bpf_map_lookup_elem(&offsets, &p->key);
-    __u32 ended;
+    bool fin = flags & FLAG_FIN;
 
     if (!value)
         return NULL;
     value->seen_ns = bpf_ktime_get_ns();
-    ended = flags & FLAG_FIN ? from_guest ? OFFSETS_FIN_OUTPUT : OFFSETS_FIN_INPUT : 0;
-    if (from_guest)
-        value->ended = (value->ended & ~OFFSETS_RESET) | (flags & FLAG_RST ? OFFSETS_RESET : 0);
-    value->ended |= ended;
+    if (from_guest && flags & FLAG_RST)
+        set_state(value, REMUS_OFFSET_RESET, 0);
+    else if (from_guest)
+        set_state(value, fin ? REMUS_OFFSET_FIN_OUTPUT : 0,
+                  REMUS_OFFSET_RESET | REMUS_OFFSET_PEER_RESET);
+    else if (flags & FLAG_RST)
+        set_state(value, REMUS_OFFSET_PEER_RESET, 0);
+    else
+        set_state(value, fin ? REMUS_OFFSET_FIN_INPUT : 0,
+                  flags & FLAG_ACK ? REMUS_OFFSET_HALF_OPEN : 0);
     return value;
 }
 

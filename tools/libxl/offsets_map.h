@@ -6,12 +6,8 @@
 
 #include <linux/types.h>
 
-#define OFFSETS_MAX     16384   /* connections of one interface, as REWRITE_FLOWS_MAX */
+#define OFFSETS_MAX     16384   /* connections of one interface: REMUS_OFFSETS_MAX */
 #define OFFSETS_NO_VLAN 0xffff
-
-#define OFFSETS_FIN_INPUT  1u
-#define OFFSETS_FIN_OUTPUT 2u
-#define OFFSETS_RESET      4u
 
 struct offsets_key {            /* every byte is defined */
     __u8 guest[16], peer[16];   /* IPv4 as ::ffff:a.b.c.d */
@@ -23,7 +19,7 @@ struct offsets_value {
     __u32 offset;               /* the peers' numbers - the guest's */
     __u32 isn;                  /* of the guest's SYN, as the peer knows it */
     __u64 seen_ns;              /* CLOCK_MONOTONIC of the last frame */
-    __u32 ended;                /* OFFSETS_* bits */
+    __u32 state;                /* REMUS_OFFSET_* */
     __u32 reserved;
 };
 

@@ -13,12 +13,16 @@
 
 #include "tools/libxl/remus_message.h"
 
+_Static_assert(OFFSETS_MAX == REMUS_OFFSETS_MAX, "what is read fits a record");
+
 /* Of our filters at a vif: found again by them. */
 #define TC_HANDLE   1u
 #define TC_PRIORITY 0x4352u
 #define MAP_NAME    "offsets"
-#define CLOSED_NS   60000000000ull              /* REWRITE_CLOSED_US */
-#define IDLE_NS     (5 * 86400 * 1000000000ull) /* REWRITE_IDLE_US */
+#define SECOND_NS   1000000000ull
+#define CLOSED_NS   (60 * SECOND_NS)            /* REWRITE_CLOSED_US */
+#define RESET_NS    (3 * 3600 * SECOND_NS)      /* keepalives ask after two hours */
+#define IDLE_NS     (5 * 86400 * SECOND_NS)     /* REWRITE_IDLE_US */
 
 struct remus_offsets {
     struct bpf_object *object;  /* NULL: found at a device */
@@ -156,7 +160,9 @@ void remus_offsets_free(struct remus_offsets *o)
 int remus_offsets_add(struct remus_offsets *o, const struct remus_offset *offset)
 {
     const struct remus_flow *flow = &offset->flow;
-    struct offsets_value value = {.offset = offset->offset, .isn = flow->primary_isn};
+    struct offsets_value value = {
+        .offset = offset->offset, .isn = flow->primary_isn, .state = offset->state,
+    };
     struct offsets_key key = {
         .guest_port = flow->guest_port, .peer_port = flow->peer_port,
         .vlan = {flow->vlan[0], flow->vlan[1]},
@@ -217,11 +223,13 @@ int remus_offsets_detach(const char *device)
 
 static bool over(const struct offsets_value *value, uint64_t now_ns)
 {
-    const uint32_t fins = OFFSETS_FIN_INPUT | OFFSETS_FIN_OUTPUT;
-    uint64_t idle_ns = now_ns > value->seen_ns ? now_ns - value->seen_ns : 0;
+    const uint32_t fins = REMUS_OFFSET_FIN_INPUT | REMUS_OFFSET_FIN_OUTPUT;
+    const bool ended = value->state & (REMUS_OFFSET_RESET | REMUS_OFFSET_HALF_OPEN) ||
+                       (value->state & fins) == fins;
+    const uint64_t idle_ns = now_ns > value->seen_ns ? now_ns - value->seen_ns : 0;
 
-    return idle_ns > (value->ended & OFFSETS_RESET || (value->ended & fins) == fins ? CLOSED_NS
-                                                                                    : IDLE_NS);
+    return idle_ns > (ended ? CLOSED_NS
+                      : value->state & REMUS_OFFSET_PEER_RESET ? RESET_NS : IDLE_NS);
 }
 
 int remus_offsets_read(struct remus_offsets *o, unsigned int vif, struct remus_offset *list,
@@ -253,6 +261,7 @@ int remus_offsets_read(struct remus_offsets *o, unsigned int vif, struct remus_o
         entry->flow.primary_isn = o->values[i].isn;
         entry->offset = o->values[i].offset;
         entry->vif = (uint8_t)vif;
+        entry->state = (uint8_t)o->values[i].state;
         (*count)++;
     }
     return 0;

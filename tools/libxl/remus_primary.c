@@ -371,7 +371,7 @@ static int find_offsets(struct primary *p)
             return rc;
         }
         if (!rc && !p->offset_list) {
-            p->offset_list = calloc(REMUS_OFFSETS_MAX, sizeof(*p->offset_list));
+            p->offset_list = calloc(p->vif_count * REMUS_OFFSETS_MAX, sizeof(*p->offset_list));
             if (!p->offset_list)
                 return -ENOMEM;
         }

@@ -30,6 +30,7 @@
 #define CONTROL_MS          5000
 #define GIVE_MS             10000u
 #define GIVE_AGAIN_US       5000000u
+#define OFFSETS_AGAIN_US    60000000u
 #define SETTLE_MIN_US       3000000u /* colo-shadowd has told since what it has to do */
 #define DESTROY_TRIES       10u
 #define DESTROY_AGAIN_US    1000000u
@@ -67,7 +68,7 @@ struct secondary {
     int taps[REMUS_VIFS_MAX];
     char *frontends;                /* newest that were written */
     uint32_t frontends_bytes;
-    uint8_t *based;                 /* newest REMUS_RECORD_OFFSETS that colo-shadowd has */
+    struct remus_offset *based;     /* newest REMUS_RECORD_OFFSETS */
     uint32_t based_bytes;
     bool frontends_moved;           /* since the disks were attached */
     bool applied_once, active;
@@ -75,11 +76,12 @@ struct secondary {
     bool attached;                  /* its backends are at its rings */
     uint64_t active_us;
     /* after a takeover: the kernel's backends serve the guest; what failed is tried again then */
-    bool vif_given[REMUS_VIFS_MAX], vifs_given, settled;
+    bool vif_given[REMUS_VIFS_MAX], vifs_given, settled, give_begun;
     uint64_t give_us;
     struct remus_offsets *offsets[REMUS_VIFS_MAX]; /* for the kernel's backend; NULL: none */
     unsigned int offset_count;
-    bool offsets_asked;             /* colo-shadowd is to tell them */
+    enum offsets_phase { OFFSETS_IDLE, OFFSETS_TRY, OFFSETS_TAKE } offsets_phase;
+    uint64_t offsets_question;      /* number of the newest */
     int offsets_rc;                 /* why the kernel does not change numbers */
     bool offsets_refused;           /* ... so colo-shadowd goes on until it need not */
     int lock_fd;                    /* of the copy's domain */
@@ -493,44 +495,57 @@ static int detach(struct secondary *s, uint64_t epoch)
     return rc ? rc : remus_run_daemon_wait(&r->daemon, CTL_DETACHED, CONTROL_MS);
 }
 
+/* Whether the primary's list can be one. */
+static bool offsets_are_good(struct secondary *s)
+{
+    const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_OFFSETS);
+    unsigned int count[REMUS_VIFS_MAX] = {0};
+    struct remus_offset offset;
+    uint32_t at;
+
+    for (at = 0; record && at < record->length; at += (uint32_t)sizeof(offset)) {
+        memcpy(&offset, record->body + at, sizeof(offset));
+        if (offset.vif >= s->vif_count || ++count[offset.vif] > REMUS_OFFSETS_MAX)
+            return false;
+    }
+    return true;
+}
+
+static int send_offsets(struct secondary *s)
+{
+    const uint32_t total = s->based_bytes / (uint32_t)sizeof(struct remus_offset);
+    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST };
+    uint32_t at = 0;
+    int rc;
+
+    do {
+        msg.count = total - at < CTL_OFFSETS_MAX ? total - at : CTL_OFFSETS_MAX;
+        msg.code |= at + msg.count == total ? CTL_OFFSETS_LAST : 0;
+        rc = ctl_send_wait(s->run.daemon.fd, &msg, s->based + at, NULL, NULL, 0, CONTROL_MS);
+        at += msg.count;
+        msg.code = 0;
+    } while (!rc && at < total);
+    return rc;
+}
+
 /* The connections whose numbers the primary's kernel changes, if they are others than before. */
 static int tell_offsets(struct secondary *s)
 {
     const struct xc_sr_record *record = xc_sr_epoch_find(&s->epoch, REMUS_RECORD_OFFSETS);
     const uint32_t bytes = record ? record->length : 0;
-    const uint32_t total = bytes / (uint32_t)sizeof(struct remus_offset);
-    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST };
-    struct remus_offset list[CTL_OFFSETS_MAX];
-    uint32_t at = 0, i;
-    uint8_t *copy;
-    int rc = 0;
+    struct remus_offset *list;
 
-    if (!s->vif_count || !shadowd_lives(s) ||
-        (bytes == s->based_bytes && (!bytes || !memcmp(record->body, s->based, bytes))))
+    if (bytes == s->based_bytes && (!bytes || !memcmp(record->body, s->based, bytes)))
         return 0;
-    copy = malloc(bytes ? bytes : 1);
-    if (!copy)
+    list = malloc(bytes ? bytes : 1);
+    if (!list)
         return -ENOMEM;
     if (bytes)
-        memcpy(copy, record->body, bytes);
-    do {
-        msg.count = total - at < CTL_OFFSETS_MAX ? total - at : CTL_OFFSETS_MAX;
-        if (msg.count)
-            memcpy(list, copy + at * sizeof(list[0]), msg.count * sizeof(list[0]));
-        for (i = 0; !rc && i < msg.count; i++)
-            rc = list[i].vif < s->vif_count ? 0 : -EBADMSG;
-        at += msg.count;
-        msg.code |= at == total ? CTL_OFFSETS_LAST : 0;
-        if (!rc)
-            rc = ctl_send_wait(s->run.daemon.fd, &msg, list, NULL, NULL, 0, CONTROL_MS);
-        msg.code = 0;
-    } while (!rc && at < total);
+        memcpy(list, record->body, bytes);
     free(s->based);
-    s->based = rc ? NULL : copy;
-    s->based_bytes = rc ? 0 : bytes;
-    if (rc)
-        free(copy);
-    return rc;
+    s->based = list;
+    s->based_bytes = bytes;
+    return s->vif_count && shadowd_lives(s) ? send_offsets(s) : 0;
 }
 
 static void apply_failed(struct secondary *s, const char *step, int rc)
@@ -763,6 +778,24 @@ static int offsets_open(struct secondary *s, unsigned int i)
     return rc ? rc : remus_offsets_detach(name);
 }
 
+/* What colo-shadowd would have told, if it were there: the primary's list at least. */
+static void inherit_offsets(struct secondary *s)
+{
+    const uint32_t total = s->based_bytes / (uint32_t)sizeof(*s->based);
+    uint32_t i;
+    int rc = 0;
+
+    for (i = 0; !rc && i < total; i++) {
+        rc = offsets_open(s, s->based[i].vif);
+        if (!rc)
+            rc = remus_offsets_add(s->offsets[s->based[i].vif], &s->based[i]);
+    }
+    if (total)
+        remus_run_log(&s->run, rc ? XC_SR_ERROR : XC_SR_INFO, "the kernel changes the numbers of "
+                      "%u connections of an earlier takeover%s%s", total, rc ? ", but for some: "
+                      : "", rc ? strerror(-rc) : "");
+}
+
 /*
  * When colo-shadowd has nothing more to do for any connection than to change its numbers, which the
  * kernel can do, or not even that, the kernel's backend takes the guest's interfaces.  A
@@ -777,6 +810,10 @@ static void give_vifs(struct secondary *s)
     unsigned int i;
 
     s->give_us = remus_run_now_us() + GIVE_AGAIN_US;
+    s->offsets_phase = OFFSETS_IDLE;
+    if (!s->give_begun && !shadowd_lives(s))
+        inherit_offsets(s);
+    s->give_begun = true;
     if (r->daemon.fd >= 0)
         rc = detach(s, r->core.epoch);
     if (rc)
@@ -810,40 +847,64 @@ static void give_vifs(struct secondary *s)
     }
 }
 
-/* colo-shadowd's answer to OFFSETS_GET: the kernel is to do the same from here on. */
+static void ask_offsets(struct secondary *s, enum offsets_phase phase)
+{
+    s->offsets_phase = phase;
+    s->offsets_rc = 0;
+    s->offset_count = 0;
+    (void)ctl_say(s->run.daemon.fd, CTL_OFFSETS_GET, 0, ++s->offsets_question, NULL);
+}
+
+/* The kernel cannot: for good, or just now. */
+static void offsets_fail(struct secondary *s)
+{
+    const int rc = s->offsets_rc;
+
+    s->offsets_refused = rc == -EPERM || rc == -EACCES || rc == -EINVAL || rc == -EOPNOTSUPP ||
+                         rc == -ENOSYS || rc == -ENOENT;
+    s->give_us = remus_run_now_us() + OFFSETS_AGAIN_US;
+    remus_run_log(&s->run, XC_SR_WARN, "the kernel cannot change the numbers of %u connections: "
+                  "%s; colo-shadowd goes on %s", s->offset_count, strerror(-rc),
+                  s->offsets_refused ? "until they are closed" : "for now");
+    offsets_free(s);
+}
+
+/*
+ * colo-shadowd's answers.  The first one tells whether the kernel can do it; the second one, when
+ * colo-shadowd has let go of the rings, of which connections it has to.
+ */
 static void take_offsets(struct secondary *s, const struct ctl_in *in)
 {
     struct remus_run *r = &s->run;
     unsigned int i;
+    int rc;
 
-    if (!s->offsets_asked)
+    if (s->offsets_phase == OFFSETS_IDLE || in->msg.epoch != s->offsets_question)
         return;
-    if (in->msg.code & CTL_OFFSETS_FIRST) {
-        offsets_free(s);
-        s->offsets_rc = 0;
-    }
-    for (i = 0; !s->offsets_rc && i < in->msg.count; i++) {
+    for (i = 0; i < in->msg.count; i++) {
         const struct remus_offset *offset = &in->structs.offsets[i];
 
-        s->offsets_rc = offset->vif < s->vif_count ? offsets_open(s, offset->vif) : -EBADMSG;
-        if (!s->offsets_rc)
-            s->offsets_rc = remus_offsets_add(s->offsets[offset->vif], offset);
+        rc = offset->vif >= s->vif_count ? -EBADMSG
+             : s->offsets_phase == OFFSETS_TRY ? offsets_open(s, offset->vif)
+             : s->offsets[offset->vif] ? remus_offsets_add(s->offsets[offset->vif], offset)
+             : -ENOENT;
+        s->offsets_rc = s->offsets_rc ? s->offsets_rc : rc;
         s->offset_count++;
     }
     if (!(in->msg.code & CTL_OFFSETS_LAST))
         return;
-    s->offsets_asked = false;
-    if (s->offsets_rc) {
-        remus_run_log(r, XC_SR_WARN, "the kernel cannot change the numbers of %u connections: %s; "
-                      "colo-shadowd goes on until they are closed", s->offset_count,
-                      strerror(-s->offsets_rc));
-        offsets_free(s);
-        s->offsets_refused = true;
-        return;
+    if (s->offsets_phase == OFFSETS_TRY && s->offsets_rc) {
+        s->offsets_phase = OFFSETS_IDLE;
+        offsets_fail(s);
+    } else if (s->offsets_phase == OFFSETS_TRY) {
+        (void)detach(s, r->core.epoch);
+        ask_offsets(s, OFFSETS_TAKE);
+    } else {
+        remus_run_log(r, XC_SR_INFO, "the kernel changes the numbers of %u connections from here "
+                      "on%s%s", s->offset_count, s->offsets_rc ? ", but for some: " : "",
+                      s->offsets_rc ? strerror(-s->offsets_rc) : "");
+        give_vifs(s);
     }
-    remus_run_log(r, XC_SR_INFO, "the kernel changes the numbers of %u connections from here on",
-                  s->offset_count);
-    give_vifs(s);
 }
 
 /*
@@ -959,7 +1020,7 @@ static void settle_vifs(struct secondary *s)
         give_vifs(s);
     } else if (!s->offsets_refused) {
         s->give_us = now_us + GIVE_AGAIN_US;
-        s->offsets_asked = !ctl_say(r->daemon.fd, CTL_OFFSETS_GET, 0, r->core.epoch, NULL);
+        ask_offsets(s, OFFSETS_TRY);
     }
 }
 
@@ -1194,7 +1255,11 @@ static void epoch_frame(struct secondary *s, const struct remus_frame *f, const 
     } else if (rc == 1) {
         s->assembling = false;
         s->received = f->epoch;
-        epoch_complete(s);
+        if (offsets_are_good(s))
+            epoch_complete(s);
+        else
+            remus_run_post(r, RE_PEER_BAD, f->epoch, 0, "epoch %lu: a list of connections that "
+                           "cannot be", (unsigned long)f->epoch);
     } else {
         remus_run_post(r, RE_PEER_EPOCH_FRAME, f->epoch, 0, NULL);
     }

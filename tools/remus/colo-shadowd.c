@@ -1458,15 +1458,16 @@ static void do_offsets(struct shadowd *s, const struct ctl_in *in)
     for (i = 0; i < in->msg.count; i++) {
         const struct remus_offset *based = &in->structs.offsets[i];
 
-        if (based->vif < s->vifs) {
-            rewrite_offsets_add(s->vif[based->vif].rw, s->now_us, based);
+        if (based->vif < s->vifs &&
+            !rewrite_offsets_add(s->vif[based->vif].rw, s->now_us, based)) {
+            count_drop(&s->vif[based->vif], "a connection of an earlier takeover has no place");
         }
     }
 }
 
-static void tell_offsets(struct shadowd *s)
+static void tell_offsets(struct shadowd *s, uint64_t question)
 {
-    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST, .epoch = s->epoch };
+    struct ctl_msg msg = { .type = CTL_OFFSETS, .code = CTL_OFFSETS_FIRST, .epoch = question };
     struct remus_offset list[CTL_OFFSETS_MAX];
     uint32_t vif = 0, cursor = 0;
     bool more = true;
@@ -1535,7 +1536,7 @@ static void ctl_message(struct shadowd *s, struct ctl_in *in)
         if (!s->failed_over) {
             break;
         }
-        tell_offsets(s);
+        tell_offsets(s, in->msg.epoch);
         return;
     case CTL_QUIT:
         s->quit = true;

@@ -59,7 +59,8 @@ enum ctl_type {
                              _LAST.  Before failover, between DETACH and ATTACH: these have another
                              number for their peers in the primary's guest, too.  From colo-shadowd
                              the answer to OFFSETS_GET, as many messages as it takes */
-    CTL_OFFSETS_GET,      /* after failover: the connections whose numbers are changed */
+    CTL_OFFSETS_GET,      /* after failover: the connections whose numbers are changed; the answers
+                             have the epoch of the question */
     /* coordinator -> colo-blkd; DETACH, GO, STATS_GET and QUIT as well */
     CTL_DISK = 48,        /* struct ctl_disk, and the disk's descriptor by SCM_RIGHTS: open for
                              reading, and for writing unless read_only; O_DIRECT if it is a block

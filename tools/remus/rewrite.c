@@ -33,6 +33,8 @@ struct flow {
     uint32_t offset;             /* primary's numbers - secondary's */
     uint32_t secondary_isn, primary_isn, next_isn, peer_isn;
     uint32_t base, base_isn;     /* if based: that offset, and the ISN that the peer knows */
+    uint64_t ts_sent_us;         /* when ts_sent was */
+    uint8_t base_state;          /* REMUS_OFFSET_* */
     uint32_t syn_tsval;          /* of the guest's own SYN */
     uint32_t ack;                /* what the guest has acknowledged last, if ack_known */
     uint32_t echo_max;           /* newest TSval of the primary's that the peer has echoed */
@@ -185,6 +187,15 @@ static void count(struct rewrite *rw, struct flow *flow)
     }
 }
 
+/* What the copy alone has seen of the connection's end did not happen. */
+static void base_state(struct flow *flow)
+{
+    flow->fin_input = flow->base_state & REMUS_OFFSET_FIN_INPUT;
+    flow->fin_output = flow->base_state & REMUS_OFFSET_FIN_OUTPUT;
+    flow->reset = flow->base_state & REMUS_OFFSET_RESET;
+    flow->established = !(flow->base_state & REMUS_OFFSET_HALF_OPEN);
+}
+
 /* Young facts are dropped by counting up the generation; a flow that missed it follows here. */
 static void refresh(struct rewrite *rw, struct flow *flow)
 {
@@ -196,6 +207,9 @@ static void refresh(struct rewrite *rw, struct flow *flow)
     flow->secondary_known = flow->primary_known = flow->primary_certain = false;
     flow->next_known = flow->waits = false;
     flow->offset = flow->based ? flow->base : 0;
+    if (flow->based) {
+        base_state(flow);
+    }
     flow->counted = false;       /* rewrite_detach() has set the count to 0 */
     count(rw, flow);
 }
@@ -611,6 +625,7 @@ static void raise_timestamp(struct rewrite *rw, struct flow *flow, const struct 
     flow->ts_resolved = true;
     if (flow->ts_raised) {
         flow->ts_sent = seq_max(flow->ts_sent, tcp->tsval);
+        flow->ts_sent_us = flow->seen_us;
         flow->ts_raised = seq_lt(flow->ts_sent, flow->ts_floor);
     }
     count(rw, flow);
@@ -783,7 +798,7 @@ struct rewrite_result rewrite_flow(struct rewrite *rw, uint64_t now_us,
 void rewrite_detach(struct rewrite *rw)
 {
     rw->generation++;
-    rw->stats.rewriting = 0;     /* before failover only offsets count, and they are gone */
+    rw->stats.rewriting = 0;     /* before failover only offsets count; see refresh() */
 }
 
 void rewrite_failover(struct rewrite *rw, uint64_t now_us, uint64_t settle_us)
@@ -825,7 +840,7 @@ void rewrite_offsets_clear(struct rewrite *rw)
     }
 }
 
-void rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based)
+bool rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based)
 {
     struct packet_key key;
     struct flow *flow;
@@ -835,18 +850,29 @@ void rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus
     if (!flow) {
         flow = add(rw, &key, now_us);
         if (!flow) {
-            return;
+            return false;
         }
     }
     refresh(rw, flow);
+    used_now(rw, flow, now_us);
     flow->based = true;
     flow->base = based->offset;
     flow->base_isn = based->flow.primary_isn;
-    flow->established = true;
+    flow->base_state = based->state;
     if (!flow->young) {
+        base_state(flow);
         flow->offset = flow->base;
         count(rw, flow);
     }
+    return true;
+}
+
+static uint8_t state_of(const struct flow *flow)
+{
+    return (uint8_t)((flow->fin_input ? REMUS_OFFSET_FIN_INPUT : 0) |
+                     (flow->fin_output ? REMUS_OFFSET_FIN_OUTPUT : 0) |
+                     (flow->reset ? REMUS_OFFSET_RESET : 0) |
+                     (flow->established ? 0 : REMUS_OFFSET_HALF_OPEN));
 }
 
 bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_offset *out)
@@ -865,6 +891,7 @@ bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_off
         packet_key_to_flow(&out->flow, &flow->key);
         out->flow.primary_isn = flow->young ? flow->primary_isn : flow->base_isn;
         out->offset = flow->offset;
+        out->state = state_of(flow);
         return true;
     }
     return false;
@@ -877,14 +904,22 @@ static bool stale(const struct rewrite *rw, const struct flow *flow, uint64_t no
            (rw->failed_over ? REWRITE_HALF_OPEN_US : REWRITE_CLOSED_US);
 }
 
+/* A clock that is raised may still be: it ticks once in 2 ms at least. */
+static bool behind(const struct flow *flow, uint64_t now_us)
+{
+    return seq_lt(flow->ts_sent + (uint32_t)((now_us - flow->ts_sent_us) / 2000), flow->ts_floor);
+}
+
 /* After failover: whether an entry can change more of a frame than by its offset. */
 static bool unsettled(const struct rewrite *rw, const struct flow *flow, uint64_t now_us)
 {
     uint64_t gone_us = now_us - rw->failover_us;
-    bool clock = flow->ts_raised ? gone_us < REWRITE_TS_SETTLE_US :
+    bool clock = flow->ts_raised ? gone_us < REWRITE_TS_SETTLE_US && behind(flow, now_us) :
                  flow->echo_known && !flow->ts_resolved && gone_us < rw->settle_us;
+    /* Until the peer has answered the guest's SYN its echo is to be made the guest's. */
+    bool handshake = flow->young && (!both_known(flow) || (flow->active && !flow->established));
 
-    return clock || (flow->young && !both_known(flow) && !stale(rw, flow, now_us));
+    return clock || (handshake && now_us - flow->seen_us <= REWRITE_HALF_OPEN_US);
 }
 
 void rewrite_tick(struct rewrite *rw, uint64_t now_us)
@@ -901,6 +936,9 @@ void rewrite_tick(struct rewrite *rw, uint64_t now_us)
         }
         refresh(rw, flow);
         idle_us = now_us - flow->seen_us;
+        if (flow->based && !rw->failed_over) {
+            continue;            /* the primary's list alone decides */
+        }
         if (idle_us > REWRITE_IDLE_US || stale(rw, flow, now_us) ||
             (!alive(flow) && idle_us > REWRITE_CLOSED_US) ||
             (rw->failed_over && !flow->offset && !unsettled(rw, flow, now_us) &&

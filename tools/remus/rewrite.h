@@ -47,7 +47,7 @@
  * REWRITE_EVICT_SCAN oldest: half-open and old flows go, flows that are being rewritten stay; if
  * all of those are, the new flow is not tracked (its output will differ, and a checkpoint follows).
  * An entry ends REWRITE_CLOSED_US after the last frame of a flow that was closed by two FINs or a
- * RST, or after REWRITE_IDLE_US without any.
+ * RST, or after REWRITE_IDLE_US without any; that of a based flow does not before failover.
  */
 #ifndef REMUS_REWRITE_H
 #define REMUS_REWRITE_H
@@ -128,7 +128,8 @@ void rewrite_output_late(struct rewrite *rw, uint8_t *frame, struct packet *p, b
  * (flow and offset; .vif is not looked at).
  */
 void rewrite_offsets_clear(struct rewrite *rw);
-void rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based);
+/* false: the table is full. */
+bool rewrite_offsets_add(struct rewrite *rw, uint64_t now_us, const struct remus_offset *based);
 /* After failover: the next flow with an offset.  *cursor: 0 at first.  false: there is none. */
 bool rewrite_offsets_next(struct rewrite *rw, uint32_t *cursor, struct remus_offset *out);
 

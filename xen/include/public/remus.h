@@ -205,9 +205,15 @@ struct remus_offset {
     struct remus_flow flow;
     uint32_t offset;                /* the peer's numbers - the guest's */
     uint8_t  vif;                   /* index of the guest's interface */
-    uint8_t  reserved[3];
+    uint8_t  state;                 /* REMUS_OFFSET_*: it is over, or is to be for some time */
+    uint8_t  reserved[2];
 };
-#define REMUS_OFFSETS_MAX        (16384u * 8u)
+#define REMUS_OFFSET_FIN_INPUT   0x1u /* the peer's FIN was seen */
+#define REMUS_OFFSET_FIN_OUTPUT  0x2u /* the guest's */
+#define REMUS_OFFSET_RESET       0x4u /* by the guest */
+#define REMUS_OFFSET_HALF_OPEN   0x8u /* the peer has acknowledged nothing yet */
+#define REMUS_OFFSET_PEER_RESET  0x10u /* a RST of the peer's, and nothing of the guest's since */
+#define REMUS_OFFSETS_MAX        16384u /* of one interface */
 
 /* ---- Disk channel frames ------------------------------------------------------------------ */
 
