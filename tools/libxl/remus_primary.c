@@ -27,6 +27,7 @@
 
 #include "tools/libxl/remus_disks.h"
 #include "tools/libxl/remus_offsets.h"
+#include "tools/libxl/remus_vif.h"
 #include "tools/remus/blkring.h"
 #include "tools/remus/nftguard.h"
 #include "tools/remus/nftlease.h"
@@ -94,6 +95,7 @@ struct primary {
     bool suspend_asked, suspend_taken, suspended;  /* taken: the guest has read a request */
     uint64_t suspended_us, sent_us, acked_us;
     uint32_t received[REMUS_VIFS_MAX];      /* responses on the receive rings, at the last look */
+    int rx_thread_fd[REMUS_VIFS_MAX];       /* netback's; -1: not known */
     unsigned int quiet_spins, undrained_vif, undrained;
     uint64_t staged;                        /* the epoch that is staged, or was last */
     uint16_t staged_mode;                   /* of the one that follows */
@@ -418,6 +420,11 @@ static int open_checkpoints(struct primary *p)
     if (rc)
         return rc;
     for (i = 0; i < p->vif_count; i++) {
+        p->rx_thread_fd[i] = remus_vif_rx_thread(p->vifs[i].netdev);
+        if (p->rx_thread_fd[i] < 0)
+            remus_run_log(r, XC_SR_WARN, "netback's thread of %s is not found: %s; input that comes "
+                          "at a checkpoint may cost another one", p->vifs[i].netdev,
+                          strerror(-p->rx_thread_fd[i]));
         refs[2 * i] = p->vifs[i].attach.tx_ref;
         refs[2 * i + 1] = p->vifs[i].attach.rx_ref;
     }
@@ -766,9 +773,9 @@ static void rest_disks(struct primary *p)
 static void on_drain_timer(uv_timer_t *timer);
 
 /*
- * The transmit rings are empty, and the receive rings have stood still for a while: netback may
- * have taken a frame that colo-proxyd let through just before INPUT_STOP and not yet put it on the
- * ring.
+ * The transmit rings are empty, and nothing more comes onto the receive rings: netback's threads,
+ * to which colo-proxyd may have let frames through just before INPUT_STOP, sleep, and the rings
+ * have stood still for a while.
  */
 static void drain(struct primary *p)
 {
@@ -795,7 +802,8 @@ static void drain(struct primary *p)
                                strerror(-rc));
                 return;
             }
-            if (received != p->received[i])
+            if (received != p->received[i] ||
+                (p->rx_thread_fd[i] >= 0 && !remus_vif_rx_asleep(p->rx_thread_fd[i])))
                 quiet = false;
             p->received[i] = received;
         }
@@ -1416,6 +1424,7 @@ int remus_primary_run(const struct remus_session_params *params,
     r = &p->run;
     p->copy_pipe[0] = p->copy_pipe[1] = p->watch_fd = -1;
     memset(p->own_fd, -1, sizeof(p->own_fd));
+    memset(p->rx_thread_fd, -1, sizeof(p->rx_thread_fd));
     rc = remus_run_init(r, params, &primary_ops, result, p);
     if (rc)
         goto out;
@@ -1474,8 +1483,11 @@ out:
     if (result->end == REMUS_END_HANDED_OVER && p->vif_count)
         remus_run_link_await_end(r, TAKES_OVER_MS);
     remus_run_dispose(r);
-    for (i = 0; i < REMUS_VIFS_MAX; i++)
+    for (i = 0; i < REMUS_VIFS_MAX; i++) {
         remus_offsets_free(p->offsets[i]);
+        if (p->rx_thread_fd[i] >= 0)
+            close(p->rx_thread_fd[i]);
+    }
     free(p->offset_list);
     free(p->frontends);
     free(p->copy_buffer);

@@ -1,5 +1,7 @@
 #include "tools/libxl/remus_vif.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -170,4 +172,48 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
     if (!xs_write(xs, XBT_NULL, path, "connected", 9))
         return -errno;
     return wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
+}
+
+int remus_vif_rx_thread(const char *netdev)
+{
+    char path[64], wanted[32], name[64];
+    struct dirent *entry;
+    ssize_t length;
+    int fd, rc = -ENOENT;
+    DIR *dir;
+
+    snprintf(wanted, sizeof(wanted), "%.15s-q0-guest-rx\n", netdev);
+    dir = opendir("/proc");
+    if (!dir)
+        return -errno;
+    while (rc == -ENOENT && (entry = readdir(dir))) {
+        if (!isdigit((unsigned char)entry->d_name[0]))
+            continue;
+        snprintf(path, sizeof(path), "/proc/%.16s/comm", entry->d_name);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue;
+        length = read(fd, name, sizeof(name) - 1);
+        close(fd);
+        name[length > 0 ? length : 0] = 0;
+        if (strcmp(name, wanted))
+            continue;
+        snprintf(path, sizeof(path), "/proc/%.16s/stat", entry->d_name);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        rc = fd < 0 ? -errno : fd;
+    }
+    closedir(dir);
+    return rc;
+}
+
+bool remus_vif_rx_asleep(int fd)
+{
+    char text[128];
+    const char *end;
+    ssize_t length = pread(fd, text, sizeof(text) - 1, 0);
+
+    /* "PID (NAME) S ..." */
+    text[length > 0 ? length : 0] = 0;
+    end = strrchr(text, ')');
+    return end && !strncmp(end, ") S ", 4);
 }

@@ -8,6 +8,8 @@
 #ifndef REMUS_VIF_H
 #define REMUS_VIF_H
 
+#include <stdbool.h>
+
 #include <xenctrl.h>
 #include <xenstore.h>
 
@@ -31,5 +33,13 @@ int remus_vif_bridge(const char *device, const char *bridge);
  * it to the guest behind .netdev.  Returns how many frames those were.
  */
 int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif);
+
+/*
+ * netback's thread that puts frames on the guest's receive ring (xen-netback/rx.c): what was let
+ * through waits in its queue until it has run.
+ */
+int remus_vif_rx_thread(const char *netdev);    /* descriptor for _asleep; -ENOENT: not found */
+/* It sleeps: its queue is empty, or the guest has given no room for more. */
+bool remus_vif_rx_asleep(int fd);
 
 #endif /* REMUS_VIF_H */
