@@ -422,8 +422,8 @@ static int open_checkpoints(struct primary *p)
     for (i = 0; i < p->vif_count; i++) {
         p->rx_thread_fd[i] = remus_vif_rx_thread(p->vifs[i].netdev);
         if (p->rx_thread_fd[i] < 0)
-            remus_run_log(r, XC_SR_WARN, "netback's thread of %s is not found: %s; input that comes "
-                          "at a checkpoint may cost another one", p->vifs[i].netdev,
+            remus_run_log(r, XC_SR_WARN, "netback's thread of %s is not found: %s; input that "
+                          "comes at a checkpoint may cost another one", p->vifs[i].netdev,
                           strerror(-p->rx_thread_fd[i]));
         refs[2 * i] = p->vifs[i].attach.tx_ref;
         refs[2 * i + 1] = p->vifs[i].attach.rx_ref;
