@@ -131,13 +131,16 @@ def test_a_hundred_checkpoints_and_the_cost_of_attaching(lab):
 
 
 @deadline(900)
-def test_a_full_queue_stops_the_channel_and_loses_nothing(lab):
+def test_a_guest_that_takes_nothing_loses_input_and_stops_nobody(lab):
+    """What fits the queue waits for it; the channel stops for a second at most, because it is that
+    of its other interfaces, too."""
     shadow = Shadow(lab).attach()
     burst = shadow.do("burst 12000 1400")
-    check(burst["stuck"] < burst["sent"], "all of the input was taken while the guest was paused")
     stats = shadow.do("stats")
-    equal(burst["sent"], 12000, "sent")
-    check(stats["input_packets"] >= 12000, "injected %(input_packets)d of 12000" % stats)
+    equal((burst["stuck"], burst["sent"]), (12000, 12000), "sent while the guest was paused")
+    count = stats["input_packets"] + stats["dropped_other"]
+    check(12000 <= count <= 12010, "injected and dropped: %d" % count)    # with some ARP
+    check(stats["input_packets"] > 5000, "injected %(input_packets)d of 12000" % stats)
     equal(stats["dropped_old"], 0, "dropped as old")
     # A guest drops answers when its interface is slow, as it is with this driver at the other
     # end of the channel. What is kept unmatched is bounded, and the rest goes on.
@@ -168,7 +171,7 @@ def test_after_failover_clients_reach_the_guest_and_old_connections_go_on(lab):
         equal(after[i]["wrong"], [], "connection after failover")
     equal([a["answer"].split()[0] for a in after[:3]], ["2", "2", "3"], "counters")
     equal((after[3]["answers"], after[4]), (5, True), "ping and ARP through the tap")
-    equal(after[5]["flows"], 2, "connections that are being rewritten")
+    equal(after[5]["offsets"], 2, "connections whose numbers are changed")
     check("announced 1 addresses" in shadow.log(), "no announcement")
     equal(shadow.do("close a , close b , part")[0]["fin_at"], 0, "end of the connection")
 
