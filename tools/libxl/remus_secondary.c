@@ -922,7 +922,8 @@ static void note_failover(struct secondary *s)
 {
     struct remus_status *status = &s->run.status;
     const uint64_t now_us = remus_run_now_us(), heard_us = s->run.core.heard_us;
-    const uint64_t lost_us = s->run.core.lost_us;
+    /* What it said as it ended may have been read after that. */
+    const uint64_t lost_us = s->run.core.lost_us > heard_us ? s->run.core.lost_us : heard_us;
     const uint64_t ran_us = s->ran_us > s->granted_us ? s->ran_us : s->granted_us;
 
     status->failover_ms = (now_us - heard_us) / 1000;

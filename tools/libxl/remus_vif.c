@@ -39,6 +39,14 @@ static int write_driver(uint32_t domid, unsigned int vif, const char *what)
     return rc;
 }
 
+static bool is_bound(uint32_t domid, unsigned int vif)
+{
+    char path[96];
+
+    snprintf(path, sizeof(path), DRIVER "vif-%u-%u", domid, vif);
+    return !access(path, F_OK);
+}
+
 int remus_vif_unbind(uint32_t domid, unsigned int vif)
 {
     int rc = write_driver(domid, vif, "unbind");
@@ -147,12 +155,14 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
 {
     uint64_t deadline = remus_now_ms() + timeout_ms;
     const struct ctl_attach *at = &vif->attach;
+    bool again = is_bound(at->domid, at->vif);
     char path[96];
-    int rc;
+    int rc = 0;
 
     *unshifted = 0;
-    rc = wait_ports(xch, at, EVTCHNSTAT_unbound, deadline);
-    if (!rc)
+    if (!again)
+        rc = wait_ports(xch, at, EVTCHNSTAT_unbound, deadline);
+    if (!rc && !again)
         rc = write_driver(at->domid, at->vif, "bind");
     if (rc)
         return rc;
@@ -163,6 +173,8 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
     }
     if (offsets)
         *unshifted = remus_offsets_attach(offsets, vif->netdev);
+    if (again && *unshifted == -EEXIST)
+        *unshifted = 0;
     rc = remus_vif_bridge(vif->netdev, vif->bridge);
     if (rc)
         return rc;

@@ -22,7 +22,7 @@ int remus_vif_unbind(uint32_t domid, unsigned int vif);
  * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
  * port any more, or will be.  offsets (NULL: none): attached before the first frame; where that
  * fails *unshifted is why, and the interface is netback's all the same.  Waits up to timeout_ms.
- * -ETIMEDOUT: not within that.
+ * -ETIMEDOUT: not within that; called again it goes on.
  */
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
                    struct remus_offsets *offsets, int *unshifted, unsigned int timeout_ms);
