@@ -108,6 +108,34 @@ def test_connections_that_are_new_at_the_takeover_go_with_the_guest(lab):
                                      figures["classes"].items() if c.get("gap_ms")})
 
 
+@deadline(400)
+def test_a_kernel_that_cannot_change_numbers_leaves_it_to_colo_shadowd(lab):
+    """The guest cannot be protected again while such a connection is open, and can after that."""
+    forget_logs(lab)
+    conf = "/etc/modprobe.d/no-cls-bpf.conf"
+    lab.execute("b", "rmmod cls_bpf; echo 'install cls_bpf /bin/false' >" + conf)
+    try:
+        guest = lab.guest("a")
+        session = colo.Session(lab, guest, interval_ms=60000, verify=False,
+                               arbiter=lab.witness().spec)
+        session.wait_protected()
+        client = lab.client(guest, long=100)
+        client.wait_answers(10, timeout_s=60)
+        lab.kill("a")
+        colo.wait_active(lab, "b", guest.name)
+        session.process.kill()
+        wait(lambda: "cannot change the numbers of" in
+             lab.execute("b", "cat /var/log/xen/remus-g1.log").stdout, SETTLES_S, "a refusal", 1)
+        lab.execute("b", "pgrep -x colo-shadowd")
+        client.wait_answers(20, timeout_s=60)
+        client.stop_without_errors()
+        wait_settled(lab, "b")
+        equal(numbers_changed(lab, "b"), 0, "connections whose numbers the kernel changes")
+        lab.run_client(guest, 2, long=50, ping=100)
+    finally:
+        lab.execute("b", "rm " + conf)
+
+
 def switched_over(lab, mode):
     """xl remus-switch: no client error, no packet lost, also when the kernel's backend takes the
     interface, no word of the old host's, and none of its guest left."""
