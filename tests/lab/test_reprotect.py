@@ -68,6 +68,19 @@ def numbers_changed(lab, host):
     return int(found[-1]) if found else 0
 
 
+def new_connection(lab, session, guest, **classes):
+    """A client whose connections are younger than the newest checkpoint, as long as nothing else
+    asks for one."""
+    for _ in range(5):
+        before = session.status()["checkpoints"]
+        client = lab.client(guest, **classes)
+        client.wait_answers(10, timeout_s=60)
+        if session.status()["checkpoints"] == before:
+            return client
+        client.stop_without_errors()
+    raise labtest.Failure("each time a checkpoint came between")
+
+
 @deadline(500)
 def test_connections_that_are_new_at_the_takeover_go_with_the_guest(lab):
     """Those of the last epoch have other numbers in the copy. They hinder no protection, and live
@@ -77,35 +90,30 @@ def test_connections_that_are_new_at_the_takeover_go_with_the_guest(lab):
     witness = lab.witness()
     session = colo.Session(lab, guest, interval_ms=60000, arbiter=witness.spec, verify=False)
     session.wait_protected()
-    clients = [lab.client(guest, long=100, bulk_down=100000, bulk_up=100000),
-               lab.client(guest, ip=guest.ip6, long=200)]
-    for client in clients:
-        client.wait_answers(10, timeout_s=60)
+    client = new_connection(lab, session, guest, long=100)
     lab.kill("a")
     colo.wait_active(lab, "b", guest.name)
     session.process.kill()
     lab.start("a")
+    others = [lab.client(guest, bulk_down=100000, bulk_up=100000),
+              lab.client(guest, ip=guest.ip6, long=200)]
     wait_settled(lab, "b")
-    check(numbers_changed(lab, "b") >= 4, "the kernel changes no numbers on b")
+    check(numbers_changed(lab, "b") >= 1, "the kernel changes no numbers on b")
     session = colo.Session(lab, guest, host="b", peer="a", interval_ms=2000, arbiter=witness.spec)
     session.wait_protected()
     before = sum(session.status()["requested"].values())
-    for client in clients:
-        client.wait_answers(50, timeout_s=90)
+    client.wait_answers(50, timeout_s=90)
     asked = sum(session.status()["requested"].values()) - before
     check(asked < 20, "%d checkpoints asked for: do both guests say the same?" % asked)
     lab.kill("b")
     colo.wait_active(lab, "a", guest.name)
     session.process.kill()
-    for client in clients:
-        client.wait_answers(10, timeout_s=60)
+    client.wait_answers(10, timeout_s=60)
     wait_settled(lab, "a")
-    check(numbers_changed(lab, "a") >= 4, "the kernel changes no numbers on a")
-    for client in clients:
-        client.wait_answers(10, timeout_s=60)
-        figures = client.stop_without_errors()
-        print("# longest gap: %s" % {name: c["gap_ms"] for name, c in
-                                     figures["classes"].items() if c.get("gap_ms")})
+    check(numbers_changed(lab, "a") >= 1, "the kernel changes no numbers on a")
+    for each in [client] + others:
+        each.wait_answers(10, timeout_s=60)
+        each.stop_without_errors()
 
 
 @deadline(400)
@@ -119,8 +127,7 @@ def test_a_kernel_that_cannot_change_numbers_leaves_it_to_colo_shadowd(lab):
         session = colo.Session(lab, guest, interval_ms=60000, verify=False,
                                arbiter=lab.witness().spec)
         session.wait_protected()
-        client = lab.client(guest, long=100)
-        client.wait_answers(10, timeout_s=60)
+        client = new_connection(lab, session, guest, long=100)
         lab.kill("a")
         colo.wait_active(lab, "b", guest.name)
         session.process.kill()
