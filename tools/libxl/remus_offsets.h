@@ -7,7 +7,8 @@
  * user space that could fail, and the guest can be protected again while they are open.  The table
  * lives as long as the device does.
  *
- * Needs CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS.  Functions return 0 or a negative errno.
+ * Needs Linux 5.17, CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS and the BPF compiler.  Functions
+ * return 0 or a negative errno.
  */
 #ifndef REMUS_OFFSETS_H
 #define REMUS_OFFSETS_H
@@ -19,7 +20,7 @@
 
 struct remus_offsets;
 
-/* Programs and an empty table, at no device yet. -EPERM, -EOPNOTSUPP: this kernel does not. */
+/* Programs and an empty table, at no device yet. -EPERM, -EINVAL: this kernel does not. */
 int remus_offsets_new(struct remus_offsets **out);
 /* The table of a device; -ENOENT: it has none. */
 int remus_offsets_find(struct remus_offsets **out, const char *device);
