@@ -197,6 +197,14 @@ def test_what_was_not_matched_is_sent_at_failover(lab):
 
 
 @deadline(900)
+def test_what_it_has_read_reaches_the_guest_before_it_lets_go(lab):
+    shadow = Shadow(lab).attach()
+    shadow.do("failover , ping 5")
+    got = shadow.do("detach_behind 50")["got"]
+    check(got >= 50, "frames that the guest got: %d of 50" % got)
+
+
+@deadline(900)
 def test_the_kernels_netback_takes_over_again(lab):
     shadow = Shadow(lab).attach()
     shadow.do("failover , part")

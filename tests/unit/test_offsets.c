@@ -1,4 +1,5 @@
 /* The kernel's programs that change sequence numbers do what rewrite.c does and are found again. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -17,6 +18,7 @@
 #include <cmocka.h>
 
 #include <bpf/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/pkt_cls.h>
@@ -367,6 +369,76 @@ static int open_tap(const char *name)
     return fd;
 }
 
+/* Of what comes to read or receive, among what the kernel says by itself: is the frame there? */
+static bool comes(struct fixture *f, int fd)
+{
+    unsigned int tries;
+    ssize_t n;
+
+    for (tries = 0; tries < 50; tries++) {
+        n = read(fd, f->other, sizeof(f->other));
+        if (n == (ssize_t)f->bytes && !memcmp(f->frame, f->other, f->bytes))
+            return true;
+        usleep(n < 0 ? 2000 : 0);
+    }
+    return false;
+}
+
+static int socket_at(const char *name)
+{
+    struct sockaddr_ll at = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL),
+                              .sll_ifindex = (int)if_nametoindex(name) };
+    int fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0);
+
+    assert_true(fd >= 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+    return fd;
+}
+
+/* Also when whoever asked for it has died: for some time only. */
+static void a_tap_stands_for_a_device(void **state)
+{
+    struct fixture *f = needs_kernel(state);
+    const struct tcp_spec spec = { .guest_port = 1 };   /* not in the table */
+    int vif, tap, at_tap, at_vif;
+
+    if (unshare(CLONE_NEWNET) || (vif = open_tap("vif1.0")) < 0 || (tap = open_tap("tap")) < 0) {
+        print_message("no tap to be had here: skipped\n");
+        skip();
+        return;
+    }
+    f->bytes = frame_tcp(f->frame, &spec);
+    at_tap = socket_at("tap");
+    at_vif = socket_at("vif1.0");
+    assert_int_equal(remus_offsets_redirect(f->offsets, "nothing", 1000), -ENODEV);
+    assert_int_equal(remus_offsets_redirect(f->offsets, "tap", 60000), 0);
+    assert_int_equal(remus_offsets_attach(f->offsets, "vif1.0"), 0);
+
+    assert_int_equal(write(vif, f->frame, f->bytes), f->bytes);
+    assert_true(comes(f, at_tap));
+    assert_int_equal(write(at_vif, f->frame, f->bytes), -1);
+    assert_int_equal(errno, ENOBUFS);
+    assert_false(comes(f, vif));
+
+    assert_int_equal(remus_offsets_redirect(f->offsets, NULL, 0), 0);
+    assert_int_equal(write(vif, f->frame, f->bytes), f->bytes);
+    assert_false(comes(f, at_tap));
+    assert_int_equal(write(at_vif, f->frame, f->bytes), f->bytes);
+    assert_true(comes(f, vif));
+
+    assert_int_equal(remus_offsets_redirect(f->offsets, "tap", 100), 0);
+    usleep(150000);
+    assert_int_equal(write(vif, f->frame, f->bytes), f->bytes);
+    assert_false(comes(f, at_tap));
+    assert_int_equal(write(at_vif, f->frame, f->bytes), f->bytes);
+    assert_true(comes(f, vif));
+    assert_int_equal(remus_offsets_detach("vif1.0"), 0);
+    close(at_tap);
+    close(at_vif);
+    close(tap);
+    close(vif);
+}
+
 static void a_device_has_its_table(void **state)
 {
     struct fixture *f = needs_kernel(state);
@@ -424,6 +496,7 @@ int main(void)
         TEST(a_new_connection_of_the_guests_is_its_own),
         TEST(the_table_has_an_end),
         TEST(a_device_has_its_table),
+        TEST(a_tap_stands_for_a_device),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,7 +8,8 @@
  * as rewrite.h says, without its timestamps, which are settled when a connection comes here.
  *
  * A SYN of the guest with any number but the connection's own begins another one: the entry goes.
- * Every frame goes on to what else the interface has (TC_ACT_UNSPEC).
+ * Every frame goes on to what else the interface has (TC_ACT_UNSPEC), unless a tap stands for it:
+ * then the guest's frames come in there, and the guest gets what waits in that.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -50,6 +51,13 @@ struct {
     __type(key, struct offsets_key);
     __type(value, struct offsets_value);
 } offsets SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct offsets_redirect);
+} redirect SEC(".maps");
 
 /* What lies where in a frame. */
 struct place {
@@ -265,8 +273,16 @@ static __always_inline void error_to_guest(struct __sk_buff *skb, struct place *
         subtract(skb, quoted.l4 + 4, value->offset, p->l4, ICMP_CHECK_AT);
 }
 
-SEC("tc")
-int to_guest(struct __sk_buff *skb)
+/* The device that stands for this one; 0: none. */
+static __always_inline __u32 tap(void)
+{
+    const __u32 first = 0;
+    const struct offsets_redirect *r = bpf_map_lookup_elem(&redirect, &first);
+
+    return r && r->until_ns && bpf_ktime_get_ns() < r->until_ns ? r->ifindex : 0;
+}
+
+static __always_inline void change_to_guest(struct __sk_buff *skb)
 {
     struct place p = { 0 };
     struct offsets_value *value;
@@ -276,20 +292,20 @@ int to_guest(struct __sk_buff *skb)
     __u32 at, offset;
 
     if (!take_tags(skb, &p, &at, &type) || !take_ip(skb, &p, at, type, false))
-        return TC_ACT_UNSPEC;
+        return;
     if (p.proto == (p.version == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
         error_to_guest(skb, &p);
-        return TC_ACT_UNSPEC;
+        return;
     }
     if (p.proto != IPPROTO_TCP || bpf_skb_load_bytes(skb, p.l4, &tcp, sizeof(tcp)))
-        return TC_ACT_UNSPEC;
+        return;
     if ((flags_of(&tcp) & (FLAG_SYN | FLAG_ACK)) == FLAG_SYN)
-        return TC_ACT_UNSPEC;
+        return;
     p.key.guest_port = tcp.dest;
     p.key.peer_port = tcp.source;
     value = find(&p, flags_of(&tcp), false);
     if (!value)
-        return TC_ACT_UNSPEC;
+        return;
     offset = value->offset;
     if (flags_of(&tcp) & FLAG_ACK)
         subtract(skb, p.l4 + offsetof(struct tcphdr, ack_seq), offset, p.l4, TCP_CHECK_AT);
@@ -297,11 +313,18 @@ int to_guest(struct __sk_buff *skb)
         .skb = skb, .l4 = p.l4, .at = sizeof(tcp), .bytes = tcp.doff * 4u, .offset = offset,
     };
     bpf_loop(OPTIONS_BYTES, option, &options, 0);
-    return TC_ACT_UNSPEC;
 }
 
 SEC("tc")
-int from_guest(struct __sk_buff *skb)
+int to_guest(struct __sk_buff *skb)
+{
+    if (tap())
+        return TC_ACT_SHOT;
+    change_to_guest(skb);
+    return TC_ACT_UNSPEC;
+}
+
+static __always_inline void change_from_guest(struct __sk_buff *skb)
 {
     struct place p = { 0 };
     struct offsets_value *value;
@@ -311,17 +334,25 @@ int from_guest(struct __sk_buff *skb)
 
     if (!take_tags(skb, &p, &at, &type) || !take_ip(skb, &p, at, type, true) ||
         p.proto != IPPROTO_TCP || bpf_skb_load_bytes(skb, p.l4, &tcp, sizeof(tcp)))
-        return TC_ACT_UNSPEC;
+        return;
     p.key.guest_port = tcp.source;
     p.key.peer_port = tcp.dest;
     value = find(&p, flags_of(&tcp), true);
     if (!value)
-        return TC_ACT_UNSPEC;
+        return;
     seq = bpf_ntohl(tcp.seq) + value->offset;
     if (flags_of(&tcp) & FLAG_SYN && seq != value->isn)
         bpf_map_delete_elem(&offsets, &p.key);
     else
         change(skb, p.l4 + offsetof(struct tcphdr, seq), tcp.seq, bpf_htonl(seq), p.l4,
                TCP_CHECK_AT);
-    return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int from_guest(struct __sk_buff *skb)
+{
+    __u32 instead = tap();
+
+    change_from_guest(skb);
+    return instead ? bpf_redirect(instead, BPF_F_INGRESS) : TC_ACT_UNSPEC;
 }

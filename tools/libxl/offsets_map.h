@@ -1,5 +1,5 @@
 /*
- * offsets_map.h: the table that offsets.bpf.c and remus_offsets.c share, in the kernel.
+ * offsets_map.h: the tables that offsets.bpf.c and remus_offsets.c share, in the kernel.
  */
 #ifndef OFFSETS_MAP_H
 #define OFFSETS_MAP_H
@@ -20,6 +20,13 @@ struct offsets_value {
     __u32 isn;                  /* of the guest's SYN, as the peer knows it */
     __u64 seen_ns;              /* CLOCK_MONOTONIC of the last frame */
     __u32 state;                /* REMUS_OFFSET_* */
+    __u32 reserved;
+};
+
+/* The one entry of another table: the device that stands for this one, until then. */
+struct offsets_redirect {
+    __u64 until_ns;             /* CLOCK_MONOTONIC; 0: not at all */
+    __u32 ifindex;
     __u32 reserved;
 };
 

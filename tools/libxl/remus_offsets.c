@@ -19,6 +19,7 @@ _Static_assert(OFFSETS_MAX == REMUS_OFFSETS_MAX, "what is read fits a record");
 #define TC_HANDLE   1u
 #define TC_PRIORITY 0x4352u
 #define MAP_NAME    "offsets"
+#define TAP_NAME    "redirect"
 #define SECOND_NS   1000000000ull
 #define CLOSED_NS   (60 * SECOND_NS)            /* REWRITE_CLOSED_US */
 #define RESET_NS    (3 * 3600 * SECOND_NS)      /* keepalives ask after two hours */
@@ -26,7 +27,9 @@ _Static_assert(OFFSETS_MAX == REMUS_OFFSETS_MAX, "what is read fits a record");
 
 struct remus_offsets {
     struct bpf_object *object;  /* NULL: found at a device */
-    int map, to_guest, from_guest;
+    int map, redirect, to_guest, from_guest;
+    uint32_t ifindex;           /* redirected to last */
+    bool used;
     struct offsets_key *keys;
     struct offsets_value *values;
 };
@@ -50,7 +53,7 @@ static struct remus_offsets *allocate(void)
 
     if (!o)
         return NULL;
-    o->map = o->to_guest = o->from_guest = -1;
+    o->map = o->redirect = o->to_guest = o->from_guest = -1;
     o->keys = calloc(OFFSETS_MAX, sizeof(*o->keys));
     o->values = calloc(OFFSETS_MAX, sizeof(*o->values));
     if (!o->keys || !o->values) {
@@ -74,10 +77,11 @@ int remus_offsets_new(struct remus_offsets **out)
     rc = o->object ? bpf_object__load(o->object) : -errno;
     if (!rc) {
         o->map = bpf_object__find_map_fd_by_name(o->object, MAP_NAME);
+        o->redirect = bpf_object__find_map_fd_by_name(o->object, TAP_NAME);
         o->to_guest = bpf_program__fd(bpf_object__find_program_by_name(o->object, "to_guest"));
         o->from_guest = bpf_program__fd(bpf_object__find_program_by_name(o->object, "from_guest"));
-        rc = o->map < 0 ? o->map : o->to_guest < 0 ? o->to_guest : o->from_guest < 0 ?
-             o->from_guest : 0;
+        rc = o->map < 0 ? o->map : o->redirect < 0 ? o->redirect : o->to_guest < 0 ? o->to_guest
+             : o->from_guest < 0 ? o->from_guest : 0;
     }
     if (rc)
         remus_offsets_free(o);
@@ -171,7 +175,26 @@ int remus_offsets_add(struct remus_offsets *o, const struct remus_offset *offset
     memcpy(key.guest, flow->guest_addr, sizeof(key.guest));
     memcpy(key.peer, flow->peer_addr, sizeof(key.peer));
     value.seen_ns = remus_now_ms() * 1000000;
+    o->used = true;
     return bpf_map_update_elem(o->map, &key, &value, BPF_ANY) ? -errno : 0;
+}
+
+bool remus_offsets_used(const struct remus_offsets *o)
+{
+    return o->used;
+}
+
+int remus_offsets_redirect(struct remus_offsets *o, const char *tap, unsigned int timeout_ms)
+{
+    const uint32_t first = 0;
+    struct offsets_redirect value = {.ifindex = tap ? if_nametoindex(tap) : o->ifindex};
+
+    if (tap && !value.ifindex)
+        return -ENODEV;
+    o->ifindex = value.ifindex;
+    if (tap)
+        value.until_ns = (remus_now_ms() + timeout_ms) * 1000000;
+    return bpf_map_update_elem(o->redirect, &first, &value, BPF_ANY) ? -errno : 0;
 }
 
 static int attach(int ifindex, enum bpf_tc_attach_point where, int program)
@@ -191,23 +214,33 @@ static int detach(int ifindex, enum bpf_tc_attach_point where)
     return bpf_tc_detach(&hook, &filter);
 }
 
-int remus_offsets_attach(struct remus_offsets *o, const char *device)
+int remus_offsets_prepare(const char *device)
 {
     DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = (int)if_nametoindex(device),
                         .attach_point = BPF_TC_INGRESS | BPF_TC_EGRESS);
     int rc;
 
+    libbpf_set_print(quiet);
     if (!hook.ifindex)
         return -ENODEV;
     rc = bpf_tc_hook_create(&hook);
-    if (rc && rc != -EEXIST)    /* somebody else's filters may be there: ours let frames go on */
-        return rc;
-    rc = attach(hook.ifindex, BPF_TC_INGRESS, o->from_guest);
+    /* Somebody else's filters may be there: ours let frames go on. */
+    return rc == -EEXIST ? 0 : rc;
+}
+
+int remus_offsets_attach(struct remus_offsets *o, const char *device)
+{
+    int ifindex = (int)if_nametoindex(device), rc;
+
+    rc = remus_offsets_prepare(device);
     if (rc)
         return rc;
-    rc = attach(hook.ifindex, BPF_TC_EGRESS, o->to_guest);
+    rc = attach(ifindex, BPF_TC_INGRESS, o->from_guest);
     if (rc)
-        (void)detach(hook.ifindex, BPF_TC_INGRESS);
+        return rc;
+    rc = attach(ifindex, BPF_TC_EGRESS, o->to_guest);
+    if (rc)
+        (void)detach(ifindex, BPF_TC_INGRESS);
     return rc;
 }
 

@@ -20,6 +20,11 @@
 
 struct remus_offsets;
 
+/*
+ * A place for programs (the queueing discipline clsact) at a device that is down. Linux stops one
+ * that is up to make it, and drops what it has to send meanwhile.
+ */
+int remus_offsets_prepare(const char *device);
 /* Programs and an empty table, at no device yet. -EPERM, -EINVAL: this kernel does not. */
 int remus_offsets_new(struct remus_offsets **out);
 /* The table of a device; -ENOENT: it has none. */
@@ -29,8 +34,15 @@ void remus_offsets_free(struct remus_offsets *o);
 
 /* .vif is not looked at. -E2BIG: OFFSETS_MAX are in it. */
 int remus_offsets_add(struct remus_offsets *o, const struct remus_offset *offset);
+/* remus_offsets_add() was called. */
+bool remus_offsets_used(const struct remus_offsets *o);
 /* Of one that remus_offsets_new() gave. -EEXIST: the device has a table. */
 int remus_offsets_attach(struct remus_offsets *o, const char *device);
+/*
+ * For at most timeout_ms the frames that the device gets from the guest come in at another device
+ * instead, and none goes to the guest by it. NULL: no more.
+ */
+int remus_offsets_redirect(struct remus_offsets *o, const char *tap, unsigned int timeout_ms);
 /* What remus_offsets_attach() has attached. */
 int remus_offsets_detach(const char *device);
 

@@ -332,6 +332,8 @@ static int open_tap(struct secondary *s, unsigned int i)
         close(fd);
         return rc;
     }
+    /* For offsets_open(); what this kernel cannot do is said there. */
+    (void)remus_offsets_prepare(request.ifr_name);
     s->taps[i] = fd;
     return 0;
 }
@@ -778,6 +780,19 @@ static int offsets_open(struct secondary *s, unsigned int i)
     return rc ? rc : remus_offsets_detach(name);
 }
 
+/* Best of all for every interface: with it nothing is lost while netback connects (remus_vif.h). */
+static void offsets_open_all(struct secondary *s)
+{
+    unsigned int i;
+
+    for (i = 0; !s->offsets_refused && i < s->vif_count; i++) {
+        if (!offsets_open(s, i))
+            continue;
+        remus_offsets_free(s->offsets[i]);
+        s->offsets[i] = NULL;
+    }
+}
+
 /* What colo-shadowd would have told, if it were there: the primary's list at least. */
 static void inherit_offsets(struct secondary *s)
 {
@@ -805,6 +820,7 @@ static void inherit_offsets(struct secondary *s)
 static void give_vifs(struct secondary *s)
 {
     struct remus_run *r = &s->run;
+    struct remus_offsets *offsets;
     char name[IFNAMSIZ];
     int rc = 0, unshifted;
     unsigned int i;
@@ -813,6 +829,8 @@ static void give_vifs(struct secondary *s)
     s->offsets_phase = OFFSETS_IDLE;
     if (!s->give_begun && !shadowd_lives(s))
         inherit_offsets(s);
+    if (!s->give_begun)
+        offsets_open_all(s);
     s->give_begun = true;
     if (r->daemon.fd >= 0)
         rc = detach(s, r->core.epoch);
@@ -824,26 +842,27 @@ static void give_vifs(struct secondary *s)
     for (i = 0; i < s->vif_count; i++) {
         if (s->vif_given[i])
             continue;
-        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], s->offsets[i], &unshifted, GIVE_MS);
-        if (unshifted)
+        offsets = s->offsets[i];
+        tap_name(s, i, name);
+        rc = remus_vif_give(r->h.xch, r->xs, &s->vifs[i], name, offsets, &unshifted, GIVE_MS);
+        if (unshifted && remus_offsets_used(offsets))
             remus_run_log(r, XC_SR_ERROR, "the kernel does not change numbers at %s: %s; "
                           "connections that were opened shortly before the takeover break",
                           s->vifs[i].netdev, strerror(-unshifted));
         s->vif_given[i] = !rc;
         s->vifs_given = s->vifs_given && !rc;
-        if (!rc) {
-            remus_offsets_free(s->offsets[i]);
-            s->offsets[i] = NULL;
-        }
         if (rc) {
             remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
                           s->vifs[i].netdev, strerror(-rc));
             continue;
         }
-        tap_name(s, i, name);
         remus_run_log(r, XC_SR_DEBUG, "%s: %d frames waited for the kernel's backend",
-                      s->vifs[i].netdev, remus_vif_carry(s->taps[i], name, &s->vifs[i]));
+                      s->vifs[i].netdev, remus_vif_carry(s->taps[i], name, &s->vifs[i], offsets));
         close_tap(s, i);
+        if (offsets && !remus_offsets_used(offsets))
+            (void)remus_offsets_detach(s->vifs[i].netdev);
+        remus_offsets_free(offsets);
+        s->offsets[i] = NULL;
     }
 }
 
@@ -897,6 +916,7 @@ static void take_offsets(struct secondary *s, const struct ctl_in *in)
         s->offsets_phase = OFFSETS_IDLE;
         offsets_fail(s);
     } else if (s->offsets_phase == OFFSETS_TRY) {
+        offsets_open_all(s);
         (void)detach(s, r->core.epoch);
         ask_offsets(s, OFFSETS_TAKE);
     } else {

@@ -100,7 +100,8 @@ static void leave_bridge(const char *device, const char *bridge)
     close(fd);
 }
 
-int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif)
+int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif,
+                    struct remus_offsets *offsets)
 {
     struct sockaddr_ll to = {
         .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(vif->netdev),
@@ -110,6 +111,8 @@ int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif)
     ssize_t bytes;
     uint8_t *frame;
 
+    if (offsets)
+        (void)remus_offsets_redirect(offsets, NULL, 0);
     /* With its port the bridge forgets that the guest is behind it. */
     if (vif->bridge[0])
         leave_bridge(name, vif->bridge);
@@ -150,8 +153,34 @@ static int wait_ports(xc_interface *xch, const struct ctl_attach *at, int wanted
            : wait_port(xch, at, at->rx_port, wanted, deadline);
 }
 
+/*
+ * netback gives its device a carrier when its thread has found room on the guest's ring, which is
+ * some time after it has bound the ports.
+ */
+static int wait_carrier(const struct remus_vif *vif, uint64_t deadline)
+{
+    struct ifreq request = {0};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), rc = 0;
+
+    if (fd < 0)
+        return -errno;
+    snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", vif->netdev);
+    while (!(rc = ioctl(fd, SIOCGIFFLAGS, &request) ? -errno : 0) &&
+           !(request.ifr_flags & IFF_RUNNING)) {
+        if (remus_now_ms() >= deadline) {
+            rc = -ETIMEDOUT;
+            break;
+        }
+        usleep(POLL_US);
+    }
+    close(fd);
+    /* The flag comes first; the queue and the bridge follow under the lock that this takes. */
+    return rc ? rc : remus_vif_bridge(vif->netdev, vif->bridge);
+}
+
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
-                   struct remus_offsets *offsets, int *unshifted, unsigned int timeout_ms)
+                   const char *tap, struct remus_offsets *offsets, int *unshifted,
+                   unsigned int timeout_ms)
 {
     uint64_t deadline = remus_now_ms() + timeout_ms;
     const struct ctl_attach *at = &vif->attach;
@@ -171,6 +200,8 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
             return -ETIMEDOUT;
         usleep(POLL_US);
     }
+    if (offsets && vif->bridge[0])
+        (void)remus_offsets_redirect(offsets, tap, timeout_ms);
     if (offsets)
         *unshifted = remus_offsets_attach(offsets, vif->netdev);
     if (again && *unshifted == -EEXIST)
@@ -183,7 +214,8 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
              at->vif);
     if (!xs_write(xs, XBT_NULL, path, "connected", 9))
         return -errno;
-    return wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
+    rc = wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
+    return rc ? rc : wait_carrier(vif, deadline);
 }
 
 int remus_vif_rx_thread(const char *netdev)

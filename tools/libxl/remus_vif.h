@@ -21,18 +21,23 @@ int remus_vif_unbind(uint32_t domid, unsigned int vif);
 /*
  * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
  * port any more, or will be.  offsets (NULL: none): attached before the first frame; where that
- * fails *unshifted is why, and the interface is netback's all the same.  Waits up to timeout_ms.
- * -ETIMEDOUT: not within that; called again it goes on.
+ * fails *unshifted is why, and the interface is netback's all the same.  With offsets the tap
+ * stands for the device until remus_vif_carry() or the end of the time, as a bridge drops what a
+ * new port gets until it has heard that the port has a carrier.  Waits up to timeout_ms, for that,
+ * too.  -ETIMEDOUT: not within that; called again it goes on.
  */
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
-                   struct remus_offsets *offsets, int *unshifted, unsigned int timeout_ms);
+                   const char *tap, struct remus_offsets *offsets, int *unshifted,
+                   unsigned int timeout_ms);
 /* The device is up, and a port of the bridge ("": of none). */
 int remus_vif_bridge(const char *device, const char *bridge);
 /*
  * Takes a tap (fd; IFF_VNET_HDR, non-blocking, called name) off its bridge, and gives what waits in
- * it to the guest behind .netdev.  Returns how many frames those were.
+ * it to the guest behind .netdev, which stands for itself from here on (offsets, or NULL).  Returns
+ * how many frames those were.
  */
-int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif);
+int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif,
+                    struct remus_offsets *offsets);
 
 /*
  * netback's thread that puts frames on the guest's receive ring (xen-netback/rx.c): what was let

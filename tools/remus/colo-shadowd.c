@@ -89,6 +89,7 @@
 #define TICK_US          1000000ull
 #define STUCK_US         1000000ull  /* without a frame taken */
 #define LATE_INPUT_US    2000000ull  /* after failover: what the primary still passes on */
+#define REST_US          50000ull    /* for the guest to make room for what was read already */
 
 #define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
 
@@ -1231,10 +1232,36 @@ static int do_attach(struct shadowd *s, const struct ctl_in *in, char *error, si
     return 0;
 }
 
+static bool input_waits(struct vif *v)
+{
+    return v->rx.attached && !v->rx.broken &&
+           (v->segments.next < v->segments.count || hold_ready(v) || outbox_first(&v->inq));
+}
+
+/* What was read from the taps waits there no more: the backend that comes next will not have it. */
+static void deliver_rest(struct shadowd *s)
+{
+    const uint64_t until_us = daemon_clock_us(CLOCK_MONOTONIC) + REST_US;
+    bool waits;
+    uint32_t i;
+
+    do {
+        waits = false;
+        for (i = 0; i < s->vifs; i++) {
+            pump_input(&s->vif[i]);
+            waits = waits || input_waits(&s->vif[i]);
+        }
+    } while (s->state == STATE_RUNNING && waits && !usleep(1000) &&
+             daemon_clock_us(CLOCK_MONOTONIC) < until_us);
+}
+
 static void do_detach(struct shadowd *s, uint64_t epoch)
 {
     uint32_t i;
 
+    if (s->failed_over) {
+        deliver_rest(s);
+    }
     for (i = 0; i < s->vifs; i++) {
         struct vif *v = &s->vif[i];
 

@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -395,6 +396,20 @@ class Driver:
     def do_detach(self, epoch):
         self.tell(DETACH, int(epoch))
         self.expect(DETACHED)
+
+    def do_detach_behind(self, count="20"):
+        """After failover: frames for the guest and then DETACH, which colo-shadowd finds together;
+        how many frames the guest got before DETACHED."""
+        before = self.do_stats()["input_packets"]
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
+        for number in range(int(count)):
+            self.send_frame(ipv4(PEER_IP, self.ip, 1, icmp_echo(1, number, bytes(56))))
+        time.sleep(0.2)
+        self.tell(DETACH, self.epoch)
+        os.kill(self.pid, signal.SIGCONT)
+        self.expect(DETACHED)
+        return {"got": self.do_stats()["input_packets"] - before}
 
     def do_pause(self):
         self.xc.xc_domain_pause(self.xch, self.domid)
