@@ -88,7 +88,8 @@
 #define ADDRESSES_MAX    16u         /* remembered for each vif, for the announcements */
 #define TICK_US          1000000ull
 #define STUCK_US         1000000ull  /* without a frame taken */
-#define LATE_INPUT_US    2000000ull  /* after failover: what the primary still passes on */
+#define LATE_INPUT_US    2000000ull  /* after failover: what the primary still passes on; it waits
+                                        for that and a tick: LATE_INPUT_MS */
 #define REST_US          50000ull    /* for the guest to make room for what was read already */
 
 #define TAP_EVENT        (1ull << 32) /* epoll data of a tap: this and the vif */
