@@ -20,6 +20,8 @@
 
 #define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
 #define POLL_US 2000u
+#define LEAVE_ROUNDS 5
+#define LEAVE_US 10000u
 #define CARRY_MAX 4096          /* frames; a tap of ours has 1000 at most */
 #define FRAME_MAX (sizeof(struct virtio_net_hdr) + 65536u + 64u)
 
@@ -100,28 +102,42 @@ static void leave_bridge(const char *device, const char *bridge)
     close(fd);
 }
 
+/* What is in the tap now. */
+static int carry(int fd, int out, const struct sockaddr_ll *to, uint8_t *frame)
+{
+    int tries, count = 0;
+    ssize_t bytes;
+
+    for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++)
+        count += sendto(out, frame, (size_t)bytes, 0, (const struct sockaddr *)to,
+                        sizeof(*to)) == bytes;
+    return count;
+}
+
 int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif,
                     struct remus_offsets *offsets)
 {
-    struct sockaddr_ll to = {
+    const struct sockaddr_ll to = {
         .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(vif->netdev),
     };
+    uint8_t *frame = malloc(FRAME_MAX);
     const int on = 1;
-    int out, tries, count = 0;
-    ssize_t bytes;
-    uint8_t *frame;
+    int out, i, count = 0;
+    bool usable;
 
+    out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    usable = frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on));
     if (offsets)
         (void)remus_offsets_redirect(offsets, NULL, 0);
+    /* What the guest has sent by the tap until now waits for a processor: the port stays so long. */
+    for (i = 0; offsets && i < LEAVE_ROUNDS; i++) {
+        count += usable ? carry(fd, out, &to, frame) : 0;
+        usleep(LEAVE_US);
+    }
     /* With its port the bridge forgets that the guest is behind it. */
     if (vif->bridge[0])
         leave_bridge(name, vif->bridge);
-    frame = malloc(FRAME_MAX);
-    out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
-    if (frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
-        for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++)
-            count += sendto(out, frame, (size_t)bytes, 0, (struct sockaddr *)&to,
-                            sizeof(to)) == bytes;
+    count += usable ? carry(fd, out, &to, frame) : 0;
     if (out >= 0)
         close(out);
     free(frame);
