@@ -20,6 +20,7 @@
 
 #define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
 #define POLL_US 2000u
+#define CARRIER_MS 2000u
 #define LEAVE_ROUNDS 5
 #define LEAVE_US 10000u
 #define CARRY_MAX 4096          /* frames; a tap of ours has 1000 at most */
@@ -129,7 +130,7 @@ int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif,
     usable = frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on));
     if (offsets)
         (void)remus_offsets_redirect(offsets, NULL, 0);
-    /* What the guest has sent by the tap until now waits for a processor: the port stays so long. */
+    /* What the guest sent by the tap until now waits for a processor: the port stays so long. */
     for (i = 0; offsets && i < LEAVE_ROUNDS; i++) {
         count += usable ? carry(fd, out, &to, frame) : 0;
         usleep(LEAVE_US);
@@ -171,27 +172,23 @@ static int wait_ports(xc_interface *xch, const struct ctl_attach *at, int wanted
 
 /*
  * netback gives its device a carrier when its thread has found room on the guest's ring, which is
- * some time after it has bound the ports.
+ * some time after it has bound the ports.  A guest that takes nothing has to do without.
  */
-static int wait_carrier(const struct remus_vif *vif, uint64_t deadline)
+static void wait_carrier(const struct remus_vif *vif)
 {
+    const uint64_t deadline = remus_now_ms() + CARRIER_MS;
     struct ifreq request = {0};
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), rc = 0;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
-        return -errno;
+        return;
     snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", vif->netdev);
-    while (!(rc = ioctl(fd, SIOCGIFFLAGS, &request) ? -errno : 0) &&
-           !(request.ifr_flags & IFF_RUNNING)) {
-        if (remus_now_ms() >= deadline) {
-            rc = -ETIMEDOUT;
-            break;
-        }
+    while (!ioctl(fd, SIOCGIFFLAGS, &request) && !(request.ifr_flags & IFF_RUNNING) &&
+           remus_now_ms() < deadline)
         usleep(POLL_US);
-    }
     close(fd);
     /* The flag comes first; the queue and the bridge follow under the lock that this takes. */
-    return rc ? rc : remus_vif_bridge(vif->netdev, vif->bridge);
+    (void)remus_vif_bridge(vif->netdev, vif->bridge);
 }
 
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
@@ -231,7 +228,9 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
     if (!xs_write(xs, XBT_NULL, path, "connected", 9))
         return -errno;
     rc = wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
-    return rc ? rc : wait_carrier(vif, deadline);
+    if (!rc)
+        wait_carrier(vif);
+    return rc;
 }
 
 int remus_vif_rx_thread(const char *netdev)

@@ -22,9 +22,9 @@ int remus_vif_unbind(uint32_t domid, unsigned int vif);
  * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
  * port any more, or will be.  offsets (NULL: none): attached before the first frame; where that
  * fails *unshifted is why, and the interface is netback's all the same.  With offsets the tap
- * stands for the device until remus_vif_carry() or the end of the time, as a bridge drops what a
- * new port gets until it has heard that the port has a carrier.  Waits up to timeout_ms, for that,
- * too.  -ETIMEDOUT: not within that; called again it goes on.
+ * stands for the device until remus_vif_carry(), or for timeout_ms, as a bridge drops what a
+ * new port gets until it has heard that the port has a carrier, for which this waits.
+ * -ETIMEDOUT: not within timeout_ms; called again it goes on.
  */
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
                    const char *tap, struct remus_offsets *offsets, int *unshifted,
