@@ -23,6 +23,7 @@
 #define CARRIER_MS 2000u
 #define LEAVE_ROUNDS 5
 #define LEAVE_US 10000u
+#define CARRY_WAITS 100
 #define CARRY_MAX 4096          /* frames; a tap of ours has 1000 at most */
 #define FRAME_MAX (sizeof(struct virtio_net_hdr) + 65536u + 64u)
 
@@ -103,15 +104,18 @@ static void leave_bridge(const char *device, const char *bridge)
     close(fd);
 }
 
-/* What is in the tap now. */
+/* What is in the tap now; waits some time for a device whose queue is full. */
 static int carry(int fd, int out, const struct sockaddr_ll *to, uint8_t *frame)
 {
-    int tries, count = 0;
-    ssize_t bytes;
+    int tries, waits = 0, count = 0;
+    ssize_t bytes, sent;
 
-    for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++)
-        count += sendto(out, frame, (size_t)bytes, 0, (const struct sockaddr *)to,
-                        sizeof(*to)) == bytes;
+    for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++) {
+        while ((sent = sendto(out, frame, (size_t)bytes, 0, (const struct sockaddr *)to,
+                              sizeof(*to))) < 0 && errno == ENOBUFS && waits++ < CARRY_WAITS)
+            usleep(1000);
+        count += sent == bytes;
+    }
     return count;
 }
 
