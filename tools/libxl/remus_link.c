@@ -501,7 +501,7 @@ void remus_run_link_drain(struct remus_run *r)
         shutdown(fd, SHUT_WR);
 }
 
-void remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms)
+bool remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms)
 {
     struct remus_path *path = r->link_gone ? &r->second : &r->link;
     const uint64_t end = remus_now_ms() + timeout_ms;
@@ -511,7 +511,7 @@ void remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms)
 
     remus_run_link_drain(r);
     if (!path->open || uv_fileno((uv_handle_t *)&path->tcp, &poll_fd.fd))
-        return;
+        return true;
     while ((now = remus_now_ms()) < end) {
         ssize_t got;
 
@@ -519,8 +519,9 @@ void remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms)
             continue;
         got = recv(poll_fd.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
         if (!got || (got < 0 && errno != EAGAIN && errno != EINTR))
-            return;
+            return true;
     }
+    return false;
 }
 
 void remus_run_link_close(struct remus_run *r)

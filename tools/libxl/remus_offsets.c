@@ -39,12 +39,20 @@ static const unsigned char image[] __attribute__((aligned(8))) = {
 #include "offsets.bpf.inc"
 };
 
-static int quiet(enum libbpf_print_level level, const char *format, va_list args)
+static char said[200];      /* libbpf's newest warning: of one thread, as all that is here */
+
+static int keep(enum libbpf_print_level level, const char *format, va_list args)
 {
-    (void)level;
-    (void)format;
-    (void)args;
+    if (level == LIBBPF_WARN) {
+        vsnprintf(said, sizeof(said), format, args);
+        said[strcspn(said, "\n")] = '\0';
+    }
     return 0;
+}
+
+const char *remus_offsets_said(void)
+{
+    return said;
 }
 
 static struct remus_offsets *allocate(void)
@@ -72,7 +80,7 @@ int remus_offsets_new(struct remus_offsets **out)
     *out = NULL;
     if (!o)
         return -ENOMEM;
-    libbpf_set_print(quiet);
+    libbpf_set_print(keep);
     o->object = bpf_object__open_mem(image, sizeof(image), &options);
     rc = o->object ? bpf_object__load(o->object) : -errno;
     if (!rc) {
@@ -128,7 +136,7 @@ int remus_offsets_find(struct remus_offsets **out, const char *device)
     int rc;
 
     *out = NULL;
-    libbpf_set_print(quiet);
+    libbpf_set_print(keep);
     if (!hook.ifindex)
         return -ENODEV;
     /* No such filter, nor the queueing discipline to have one. */
@@ -220,12 +228,14 @@ int remus_offsets_prepare(const char *device)
                         .attach_point = BPF_TC_INGRESS | BPF_TC_EGRESS);
     int rc;
 
-    libbpf_set_print(quiet);
+    libbpf_set_print(keep);
     if (!hook.ifindex)
         return -ENODEV;
     rc = bpf_tc_hook_create(&hook);
-    /* Somebody else's filters may be there: ours let frames go on. */
-    return rc == -EEXIST ? 0 : rc;
+    if (rc != -EEXIST)
+        return rc;
+    said[0] = '\0';     /* somebody else's filters may be there: ours let frames go on */
+    return 0;
 }
 
 int remus_offsets_attach(struct remus_offsets *o, const char *device)

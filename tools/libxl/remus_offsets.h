@@ -27,6 +27,8 @@ struct remus_offsets;
 int remus_offsets_prepare(const char *device);
 /* Programs and an empty table, at no device yet. -EPERM, -EINVAL: this kernel does not. */
 int remus_offsets_new(struct remus_offsets **out);
+/* The library's newest complaint, for a log: "" if it had none. */
+const char *remus_offsets_said(void);
 /* The table of a device; -ENOENT: it has none. */
 int remus_offsets_find(struct remus_offsets **out, const char *device);
 /* What is attached stays. */

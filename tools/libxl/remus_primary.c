@@ -51,7 +51,7 @@
 #define DEADLINE_MAX_MS     1000u
 #define LEASE_MARGIN        16u     /* this part of the timeout is the lease shorter */
 #define LEASE_LAST_MS       60000u  /* ended by the removal of the rules */
-#define TAKES_OVER_MS       5000u   /* a copy that was told to, and asks its arbiter first */
+#define TAKES_OVER_MS       3000u   /* a copy that was told to, and asks its arbiter first */
 #define LATE_INPUT_MS       4000u   /* it takes what is passed on for 2 s to 3 s then */
 #define LEASE_STEP_US       100000u /* renewed when it gains as much */
 
@@ -1481,11 +1481,9 @@ out:
     if (r->disks.kept)
         mind(p, result);
     /* colo-proxyd passes on what it had not yet, and what the network still sends to this host. */
-    if (result->end == REMUS_END_HANDED_OVER && p->vif_count) {
-        remus_run_link_await_end(r, TAKES_OVER_MS);
-        if (!r->channel_lost_us)
-            (void)remus_run_daemon_wait(&r->daemon, CTL_CHANNEL_LOST, LATE_INPUT_MS);
-    }
+    if (result->end == REMUS_END_HANDED_OVER && p->vif_count &&
+        remus_run_link_await_end(r, TAKES_OVER_MS) && !r->channel_lost_us)
+        (void)remus_run_daemon_wait(&r->daemon, CTL_CHANNEL_LOST, LATE_INPUT_MS);
     remus_run_dispose(r);
     for (i = 0; i < REMUS_VIFS_MAX; i++) {
         remus_offsets_free(p->offsets[i]);

@@ -228,8 +228,8 @@ int remus_run_link_open(struct remus_run *r);
 void remus_run_link_start(struct remus_run *r);  /* reading */
 void remus_run_link_look(struct remus_run *r);   /* now and then: is it silent? */
 void remus_run_link_drain(struct remus_run *r);
-/* When nothing is left to say: until the other side has closed it, or so long. */
-void remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms);
+/* When nothing is left to say: until the other side has closed it (true), or so long. */
+bool remus_run_link_await_end(struct remus_run *r, unsigned int timeout_ms);
 void remus_run_link_dispose(struct remus_run *r);
 /* Something shows that it is gone: RE_LINK_LOST, unless the peer is heard on the second path. */
 __attribute__((format(printf, 2, 3)))

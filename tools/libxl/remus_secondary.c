@@ -877,13 +877,15 @@ static void ask_offsets(struct secondary *s, enum offsets_phase phase)
 /* The kernel cannot: for good, or just now. */
 static void offsets_fail(struct secondary *s)
 {
+    const char *said = remus_offsets_said();
     const int rc = s->offsets_rc;
 
     s->offsets_refused = rc == -EPERM || rc == -EACCES || rc == -EINVAL || rc == -EOPNOTSUPP ||
                          rc == -ENOSYS || rc == -ENOENT;
     s->give_us = remus_run_now_us() + OFFSETS_AGAIN_US;
     remus_run_log(&s->run, XC_SR_WARN, "the kernel cannot change the numbers of %u connections: "
-                  "%s; colo-shadowd goes on %s", s->offset_count, strerror(-rc),
+                  "%s%s%s%s; colo-shadowd goes on %s", s->offset_count, strerror(-rc),
+                  *said ? " (" : "", said, *said ? ")" : "",
                   s->offsets_refused ? "until they are closed" : "for now");
     offsets_free(s);
 }
