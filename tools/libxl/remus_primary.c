@@ -51,7 +51,7 @@
 #define DEADLINE_MAX_MS     1000u
 #define LEASE_MARGIN        16u     /* this part of the timeout is the lease shorter */
 #define LEASE_LAST_MS       60000u  /* ended by the removal of the rules */
-#define TAKES_OVER_MS       3000u   /* a copy that was told to, and asks its arbiter first */
+#define TAKES_OVER_MS       3000u   /* a copy that was told to: guest, disks and name */
 #define LATE_INPUT_MS       4000u   /* it takes what is passed on for 2 s to 3 s then */
 #define LEASE_STEP_US       100000u /* renewed when it gains as much */
 
@@ -989,7 +989,7 @@ static void fence_and_stop(struct primary *p)
     for (i = 0; i < p->vif_count; i++)
         if (remus_nft_fence(p->vifs[i].netdev, error, sizeof(error)))
             remus_run_log(&p->run, XC_SR_ERROR, "cannot fence %s: %s", p->vifs[i].netdev, error);
-    p->fenced = p->run.disks.stopped = true;
+    p->fenced = p->run.status.fenced = p->run.disks.stopped = true;
     /* Before the copy hears that it may write to them. */
     if (p->run.p->shared_disks)
         remus_disks_give(&p->run, REMUS_DISKS_LEFT);

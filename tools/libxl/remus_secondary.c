@@ -23,6 +23,7 @@
 #include <linux/sockios.h>
 
 #include "tools/libxl/remus_disks.h"
+#include "tools/libxl/remus_message.h"
 #include "tools/libxl/remus_preflight.h"
 #include "tools/libxl/remus_vif.h"
 
@@ -821,6 +822,7 @@ static void give_vifs(struct secondary *s)
 {
     struct remus_run *r = &s->run;
     struct remus_offsets *offsets;
+    uint64_t deadline_ms;
     char name[IFNAMSIZ];
     int rc = 0, unshifted;
     unsigned int i;
@@ -851,11 +853,17 @@ static void give_vifs(struct secondary *s)
                           s->vifs[i].netdev, strerror(-unshifted));
         s->vif_given[i] = !rc;
         s->vifs_given = s->vifs_given && !rc;
-        if (rc) {
+        if (rc)
             remus_run_log(r, XC_SR_ERROR, "%s is not served by the kernel again: %s",
                           s->vifs[i].netdev, strerror(-rc));
+    }
+    deadline_ms = remus_now_ms() + REMUS_VIF_CARRIER_MS;
+    for (i = 0; i < s->vif_count; i++) {
+        offsets = s->offsets[i];
+        if (!s->vif_given[i] || (s->taps[i] < 0 && !offsets))
             continue;
-        }
+        tap_name(s, i, name);
+        remus_vif_await_carrier(&s->vifs[i], deadline_ms);
         remus_run_log(r, XC_SR_DEBUG, "%s: %d frames waited for the kernel's backend",
                       s->vifs[i].netdev, remus_vif_carry(s->taps[i], name, &s->vifs[i], offsets));
         close_tap(s, i);

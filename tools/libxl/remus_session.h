@@ -44,6 +44,7 @@ struct remus_status {
     char mode[16], running_mode[16]; /* as asked for; the epoch's (auto: its choice) */
     uint32_t domid;
     bool nowhere;                   /* checkpoints are acknowledged, and kept by nobody */
+    bool fenced;                    /* primary: paused and cut off, and stays so */
     bool protected_now;             /* a copy could take over: an acknowledged epoch exists, and the
                                        peer does not count as lost */
     enum remus_health health;

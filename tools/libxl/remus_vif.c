@@ -20,10 +20,10 @@
 
 #define DRIVER  "/sys/bus/xen-backend/drivers/vif/"
 #define POLL_US 2000u
-#define CARRIER_MS 2000u
 #define LEAVE_ROUNDS 5
 #define LEAVE_US 10000u
-#define CARRY_WAITS 100
+#define CARRY_WAITS 500         /* in all */
+#define CARRY_WAIT_US 1000u
 #define CARRY_MAX 4096          /* frames; a tap of ours has 1000 at most */
 #define FRAME_MAX (sizeof(struct virtio_net_hdr) + 65536u + 64u)
 
@@ -104,16 +104,38 @@ static void leave_bridge(const char *device, const char *bridge)
     close(fd);
 }
 
-/* What is in the tap now; waits some time for a device whose queue is full. */
-static int carry(int fd, int out, const struct sockaddr_ll *to, uint8_t *frame)
+/* A bridge's port gets only what it is the way for. */
+static void stop_flooding(const char *port)
 {
-    int tries, waits = 0, count = 0;
+    static const char *const kinds[] = {"broadcast", "multicast", "unicast"};
+    char path[80];
+    unsigned int i;
+    int fd;
+
+    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        snprintf(path, sizeof(path), "/sys/class/net/%.15s/brport/%s_flood", port, kinds[i]);
+        fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0)
+            return;             /* no port */
+        (void)!write(fd, "0", 1);
+        close(fd);
+    }
+}
+
+/*
+ * What is in the tap now.  A device whose queue is full is waited for, but not by the one whose
+ * guest takes nothing: *patience is how often.
+ */
+static int carry(int fd, int out, const struct sockaddr_ll *to, uint8_t *frame, int *patience)
+{
+    int tries, count = 0;
     ssize_t bytes, sent;
 
     for (tries = 0; tries < CARRY_MAX && (bytes = read(fd, frame, FRAME_MAX)) > 0; tries++) {
-        while ((sent = sendto(out, frame, (size_t)bytes, 0, (const struct sockaddr *)to,
-                              sizeof(*to))) < 0 && errno == ENOBUFS && waits++ < CARRY_WAITS)
-            usleep(1000);
+        while ((sent = sendto(out, frame, (size_t)bytes, MSG_DONTWAIT,
+                              (const struct sockaddr *)to, sizeof(*to))) < 0 &&
+               (errno == ENOBUFS || errno == EAGAIN) && (*patience)-- > 0)
+            usleep(CARRY_WAIT_US);
         count += sent == bytes;
     }
     return count;
@@ -127,22 +149,23 @@ int remus_vif_carry(int fd, const char *name, const struct remus_vif *vif,
     };
     uint8_t *frame = malloc(FRAME_MAX);
     const int on = 1;
-    int out, i, count = 0;
+    int out, i, count = 0, patience = CARRY_WAITS;
     bool usable;
 
     out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     usable = frame && out >= 0 && !setsockopt(out, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on));
     if (offsets)
         (void)remus_offsets_redirect(offsets, NULL, 0);
+    stop_flooding(name);        /* the vif has that from here on */
     /* What the guest sent by the tap until now waits for a processor: the port stays so long. */
     for (i = 0; offsets && i < LEAVE_ROUNDS; i++) {
-        count += usable ? carry(fd, out, &to, frame) : 0;
+        count += usable ? carry(fd, out, &to, frame, &patience) : 0;
         usleep(LEAVE_US);
     }
     /* With its port the bridge forgets that the guest is behind it. */
     if (vif->bridge[0])
         leave_bridge(name, vif->bridge);
-    count += usable ? carry(fd, out, &to, frame) : 0;
+    count += usable ? carry(fd, out, &to, frame, &patience) : 0;
     if (out >= 0)
         close(out);
     free(frame);
@@ -174,13 +197,8 @@ static int wait_ports(xc_interface *xch, const struct ctl_attach *at, int wanted
            : wait_port(xch, at, at->rx_port, wanted, deadline);
 }
 
-/*
- * netback gives its device a carrier when its thread has found room on the guest's ring, which is
- * some time after it has bound the ports.  A guest that takes nothing has to do without.
- */
-static void wait_carrier(const struct remus_vif *vif)
+void remus_vif_await_carrier(const struct remus_vif *vif, uint64_t deadline_ms)
 {
-    const uint64_t deadline = remus_now_ms() + CARRIER_MS;
     struct ifreq request = {0};
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
@@ -188,7 +206,7 @@ static void wait_carrier(const struct remus_vif *vif)
         return;
     snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", vif->netdev);
     while (!ioctl(fd, SIOCGIFFLAGS, &request) && !(request.ifr_flags & IFF_RUNNING) &&
-           remus_now_ms() < deadline)
+           remus_now_ms() < deadline_ms)
         usleep(POLL_US);
     close(fd);
     /* The flag comes first; the queue and the bridge follow under the lock that this takes. */
@@ -218,7 +236,7 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
         usleep(POLL_US);
     }
     if (offsets && vif->bridge[0])
-        (void)remus_offsets_redirect(offsets, tap, timeout_ms);
+        (void)remus_offsets_redirect(offsets, tap, timeout_ms + REMUS_VIF_CARRIER_MS + 1000);
     if (offsets)
         *unshifted = remus_offsets_attach(offsets, vif->netdev);
     if (again && *unshifted == -EEXIST)
@@ -231,10 +249,7 @@ int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_v
              at->vif);
     if (!xs_write(xs, XBT_NULL, path, "connected", 9))
         return -errno;
-    rc = wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
-    if (!rc)
-        wait_carrier(vif);
-    return rc;
+    return wait_ports(xch, at, EVTCHNSTAT_interdomain, deadline);
 }
 
 int remus_vif_rx_thread(const char *netdev)

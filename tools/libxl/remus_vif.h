@@ -22,13 +22,20 @@ int remus_vif_unbind(uint32_t domid, unsigned int vif);
  * To netback, under the running guest, and its device onto .bridge: nobody is bound to the guest's
  * port any more, or will be.  offsets (NULL: none): attached before the first frame; where that
  * fails *unshifted is why, and the interface is netback's all the same.  With offsets the tap
- * stands for the device until remus_vif_carry(), or for timeout_ms, as a bridge drops what a
- * new port gets until it has heard that the port has a carrier, for which this waits.
- * -ETIMEDOUT: not within timeout_ms; called again it goes on.
+ * stands for the device until remus_vif_carry(), or for some seconds more than timeout_ms, as a
+ * bridge drops what a new port gets until it has heard that the port has a carrier.  -ETIMEDOUT:
+ * not within timeout_ms; called again it goes on.
  */
 int remus_vif_give(xc_interface *xch, struct xs_handle *xs, const struct remus_vif *vif,
                    const char *tap, struct remus_offsets *offsets, int *unshifted,
                    unsigned int timeout_ms);
+/*
+ * netback gives its device a carrier when its thread has found room on the guest's ring, which is
+ * some time after remus_vif_give().  A guest that takes nothing has to do without: until
+ * deadline_ms (remus_now_ms()), which interfaces given at one time may share.
+ */
+#define REMUS_VIF_CARRIER_MS 2000u
+void remus_vif_await_carrier(const struct remus_vif *vif, uint64_t deadline_ms);
 /* The device is up, and a port of the bridge ("": of none). */
 int remus_vif_bridge(const char *device, const char *bridge);
 /*

@@ -45,6 +45,7 @@
 #define CONNECTED_MS   35000u
 #define END_MS         20000u   /* the receiver destroys the copy and says so */
 #define END_COPY_MS    5000u
+#define PASSES_ON_MS   8000u    /* after a handover: TAKES_OVER_MS and LATE_INPUT_MS, and some */
 #define SSH_END_MS     2000u
 #define JUNK_LINES_MAX 50u      /* what a login shell may print before the receiver speaks */
 #define RECORD_MS      1000u
@@ -810,12 +811,25 @@ static void read_signals(struct supervisor *s, int fd)
     }
 }
 
+/* A worker whose guest is fenced may still pass on to the copy what the network sends here. */
+static bool is_needed(const struct supervisor *s, uint64_t *until_ms)
+{
+    const uint64_t now = remus_now_ms();
+
+    if (s->fate != FATE_ACTIVE)
+        return true;
+    if (!*until_ms)
+        *until_ms = now + PASSES_ON_MS;
+    return s->last.fenced && now < *until_ms;
+}
+
 /* Until the worker has ended, or the copy has turned out to be the guest. */
 static void supervise(struct supervisor *s, int signal_fd)
 {
+    uint64_t until_ms = 0;
     bool alive = true;
 
-    while (alive && s->fate != FATE_ACTIVE) {
+    while (alive && is_needed(s, &until_ms)) {
         struct pollfd p[5] = {
             {.fd = s->worker.fd, .events = POLLIN},
             {.fd = signal_fd, .events = POLLIN},
