@@ -846,7 +846,7 @@ static void supervise(struct supervisor *s, int signal_fd)
             (void)remus_talk_flush(s->talk);
         if (p[2].revents) {
             read_receiver(s, remus_talk_fill(s->talk));
-            if (!s->talk && !s->have_result)
+            if (!s->talk && !s->have_result && s->fate != FATE_ACTIVE)
                 say(s, XC_SR_INFO, "ssh to %s has ended; protection does not depend on it",
                     s->o.host);
         }
