@@ -781,7 +781,7 @@ static int offsets_open(struct secondary *s, unsigned int i)
     return rc ? rc : remus_offsets_detach(name);
 }
 
-/* Best of all for every interface: with it nothing is lost while netback connects (remus_vif.h). */
+/* For every interface that can have one: nothing is lost then while netback connects. */
 static void offsets_open_all(struct secondary *s)
 {
     unsigned int i;
